@@ -1,0 +1,74 @@
+"""Evaluate and evolve populations of neural networks in PyTorch."""
+
+# The names are looked up when first used. Importing them here would have Python find
+# `python -m tinkering.models` loaded twice, and say so.
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tinkering.errors import ArgumentError as ArgumentError
+    from tinkering.errors import DataError as DataError
+    from tinkering.errors import RunFolderError as RunFolderError
+    from tinkering.errors import TinkeringError as TinkeringError
+    from tinkering.errors import UnsupportedLayerError as UnsupportedLayerError
+    from tinkering.evaluation.batchnorm import recalibrate as recalibrate
+    from tinkering.evaluation.batchnorm import reference_statistics as reference_statistics
+    from tinkering.evaluation.classification import Classification as Classification
+    from tinkering.evaluation.fitness import accuracy as accuracy
+    from tinkering.evaluation.fitness import negative_cross_entropy as negative_cross_entropy
+    from tinkering.evaluation.forward import evaluate as evaluate
+    from tinkering.evaluation.forward import fastest_dtype as fastest_dtype
+    from tinkering.evaluation.forward import forward as forward
+    from tinkering.models import BasicBlock as BasicBlock
+    from tinkering.models import ResNet4StageCustom as ResNet4StageCustom
+    from tinkering.models import SimpleResNet as SimpleResNet
+    from tinkering.models import functional_forward_core as functional_forward_core
+    from tinkering.models import get_parallel_forward_pass_fn as get_parallel_forward_pass_fn
+    from tinkering.noise import Dense as Dense
+    from tinkering.noise import LowRank as LowRank
+    from tinkering.population import PerturbedPopulation as PerturbedPopulation
+    from tinkering.runs.evolve import Limits as Limits
+    from tinkering.runs.evolve import Outcome as Outcome
+    from tinkering.runs.evolve import evolve as evolve
+    from tinkering.strategies.evolution_strategy import EvolutionStrategy as EvolutionStrategy
+
+__version__ = "0.1.0"
+
+_ROOM_OF = {
+    "ArgumentError": "errors",
+    "DataError": "errors",
+    "RunFolderError": "errors",
+    "TinkeringError": "errors",
+    "UnsupportedLayerError": "errors",
+    "recalibrate": "evaluation.batchnorm",
+    "reference_statistics": "evaluation.batchnorm",
+    "Classification": "evaluation.classification",
+    "accuracy": "evaluation.fitness",
+    "negative_cross_entropy": "evaluation.fitness",
+    "evaluate": "evaluation.forward",
+    "fastest_dtype": "evaluation.forward",
+    "forward": "evaluation.forward",
+    "BasicBlock": "models",
+    "ResNet4StageCustom": "models",
+    "SimpleResNet": "models",
+    "functional_forward_core": "models",
+    "get_parallel_forward_pass_fn": "models",
+    "Dense": "noise",
+    "LowRank": "noise",
+    "PerturbedPopulation": "population",
+    "Limits": "runs.evolve",
+    "Outcome": "runs.evolve",
+    "evolve": "runs.evolve",
+    "EvolutionStrategy": "strategies.evolution_strategy",
+}
+__all__ = list(_ROOM_OF)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _ROOM_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_ROOM_OF[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *__all__]
