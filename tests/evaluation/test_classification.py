@@ -1,0 +1,226 @@
+"""The classification task against plain, eager loops."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from small_nets import make, resnet
+from torch import nn
+
+from tinkering.data import BatchOrder, load
+from tinkering.errors import TinkeringError
+from tinkering.evaluation import classification
+from tinkering.evaluation.classification import Classification, measure_split
+from tinkering.models import BasicBlock, SimpleResNet
+from tinkering.population import PerturbedPopulation
+
+DIGITS = load("mnist5k").subset(train=60, test=40)
+
+
+def make_model(seed=0):
+    torch.manual_seed(seed)
+    return SimpleResNet(BasicBlock, [1, 1, 1, 1], width=2)
+
+
+def params_of(model):
+    return {name: p.detach().clone() for name, p in model.named_parameters()}
+
+
+def with_statistics_of(model, images):
+    """The module after one pass over images in train mode; its statistics are theirs."""
+    for layer in model.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            layer.momentum = 1.0
+    with torch.no_grad():
+        model.train()(images)
+    return model.eval()
+
+
+def label_of(logits, labels):  # noqa: ARG001
+    return labels.float().mean(1)
+
+
+class TestFitness:
+    def test_equals_a_loop_over_members(self):
+        model = make_model()
+        task = Classification(model, DIGITS, seed=4)
+        population = PerturbedPopulation(make_model(1), size=10, sigma=0.1)
+        result = task.fitness(population, generation=3)
+        chosen = BatchOrder(60, 5, seed=4).order(3)
+        images, labels = DIGITS.train.images(chosen), DIGITS.train.labels[chosen]
+        drawn = BatchOrder(60, classification._REFERENCE_IMAGES, seed=4).order(3)
+        reference = DIGITS.train.images(drawn)
+        centre = with_statistics_of(make_model(1), reference)
+        population = PerturbedPopulation(centre, size=10, sigma=0.1)
+        for i in range(10):
+            with torch.no_grad():
+                logits = population.materialise(i)(images[i // 2][None])
+            expected = -F.cross_entropy(logits, labels[i // 2][None])
+            torch.testing.assert_close(result[i], expected, rtol=1e-3, atol=1e-3)
+        assert result.unique().numel() == 10
+
+    def test_both_members_of_a_pair_see_the_same_image(self):
+        model = make_model()
+        centre = PerturbedPopulation(model, size=20, sigma=0.0)
+        fitness = Classification(model, DIGITS).fitness(centre, generation=0)
+        torch.testing.assert_close(fitness[0::2], fitness[1::2], rtol=1e-5, atol=1e-5)
+        assert fitness[0::2].unique().numel() == 10
+
+    def test_images_are_a_function_of_seed_and_generation(self):
+        model = make_model()
+        population = PerturbedPopulation(model, size=20, sigma=0.1)
+
+        def labels(seed, generation, members=population):
+            task = Classification(model, DIGITS, seed=seed, fitness=label_of)
+            return task.fitness(members, generation).tolist()
+
+        task = Classification(model, DIGITS, seed=1, fitness=label_of)
+        out_of_order = [task.fitness(population, g).tolist() for g in (2, 0, 2)]
+        assert out_of_order == [labels(1, 2), labels(1, 0), labels(1, 2)]
+        assert labels(1, 2, PerturbedPopulation(make_model(5), 20, 0.3)) == labels(1, 2)
+        others = [labels(1, 0), labels(1, 1), labels(2, 0), labels(2, 1)]
+        assert len({tuple(other) for other in others}) == 4
+
+    def test_an_epoch_shows_every_image_once(self):
+        dataset = load("mnist5k").subset(train=60, test=1)
+        seen = []
+
+        def remember(logits, labels):
+            seen.extend(labels[0::2, 0].tolist())
+            return torch.zeros(len(logits))
+
+        model = make_model()
+        task = Classification(model, dataset, fitness=remember)
+        population = PerturbedPopulation(model, size=24, sigma=0.1)
+        for generation in range(5):
+            task.fitness(population, generation)
+        assert sorted(seen) == sorted(dataset.train.labels.tolist())
+
+    def test_is_the_same_twice_and_whatever_the_modules_own_state(self):
+        model = make_model()
+        params = params_of(model)
+        task = Classification(model, DIGITS)
+        population = PerturbedPopulation(params, size=8, sigma=0.1)
+        first = task.fitness(population, 0)
+        with torch.no_grad():
+            for tensor in model.state_dict().values():
+                tensor.add_(1)
+        model.train()
+        assert torch.equal(task.fitness(population, 0), first)
+
+    def test_takes_one_image_a_member(self):
+        model = make_model()
+        population = PerturbedPopulation(model, size=6, sigma=0.1)
+        counted = []
+
+        def count(logits, labels):  # noqa: ARG001
+            counted.append(logits.shape[0] * logits.shape[1])
+            return torch.zeros(len(logits))
+
+        task = Classification(model, DIGITS, fitness=count)
+        task.fitness(population, 0)
+        assert task.images(population) == 6 == sum(counted)
+
+    def test_one_pair_is_enough(self):
+        model = make_model()
+        population = PerturbedPopulation(model, size=2, sigma=0.0)
+        fitness = Classification(model, DIGITS).fitness(population, 0)
+        assert fitness[0] == fitness[1] < 0
+
+    def test_a_few_members_are_normalised_as_many_are(self):
+        """What a member is worth does not depend on how many others there are."""
+        model = make_model()
+        few, many = (PerturbedPopulation(model, size=n, sigma=0.1) for n in (4, 60))
+        first = Classification(model, DIGITS).fitness(few, 0)
+        assert torch.allclose(first, Classification(model, DIGITS).fitness(many, 0)[:4], rtol=1e-3)
+
+    @pytest.mark.parametrize(("size", "antithetic", "part"), [(6, False, 6), (6, True, 5)])
+    def test_members_without_pairs(self, size, antithetic, part):
+        model = make_model()
+        population = PerturbedPopulation(model, size=size, sigma=0.1, antithetic=antithetic)
+        with pytest.raises(ValueError, match="pairs") as caught:
+            Classification(model, DIGITS).fitness(population[:part], 0)
+        assert isinstance(caught.value, TinkeringError)
+        assert str(caught.value) == (
+            f"population: needed antithetic pairs, got members 0 to {part - 1}, "
+            f"antithetic={antithetic}."
+        )
+
+    def test_parts_of_a_population_see_the_images_of_the_whole(self):
+        model = make_model()
+        population = PerturbedPopulation(model, size=12, sigma=0.1)
+        task = Classification(model, DIGITS)
+        whole = task.fitness(population, 3)
+        parts = torch.cat([task.fitness(population[a:b], 3) for a, b in ((0, 2), (2, 8), (8, 12))])
+        torch.testing.assert_close(parts, whole, rtol=1e-4, atol=1e-4)
+
+    def test_half_a_pair_at_each_end_is_refused(self):
+        model = make_model()
+        population = PerturbedPopulation(model, size=6, sigma=0.1)
+        with pytest.raises(ValueError, match="needed antithetic pairs"):
+            Classification(model, DIGITS).fitness(population[1:5], 0)
+
+
+class TestMeasure:
+    def eager(self, module, split):
+        right, loss = 0, 0.0
+        with torch.no_grad():
+            for image, label in zip(split.images(), split.labels, strict=True):
+                logits = module(image[None])[0]
+                right += int(logits.argmax()) == int(label)
+                loss -= F.log_softmax(logits.double(), 0)[label].item()
+        return right / len(split), loss / len(split)
+
+    def test_agrees_with_a_plain_loop(self):
+        model, other = make_model(), make_model(1)
+        task = Classification(model, DIGITS)
+        measured = task.measure(params_of(other))
+        module = with_statistics_of(other, DIGITS.train.images())
+        accuracy, loss = self.eager(module, DIGITS.test)
+        assert set(measured) == {"test_accuracy", "test_loss"}
+        assert measured["test_accuracy"] == pytest.approx(accuracy)
+        assert measured["test_loss"] == pytest.approx(loss, rel=1e-3)
+
+    def test_what_is_saved_evaluates_as_a_plain_module(self):
+        task = Classification(make_model(), DIGITS)
+        params = params_of(make_model(1))
+        measured = task.measure(params)
+        module = make_model(2)
+        module.load_state_dict({**params, **task.buffers(params)}, strict=True)
+        accuracy, loss = self.eager(module.eval(), DIGITS.test)
+        assert measured["test_accuracy"] == pytest.approx(accuracy)
+        assert measured["test_loss"] == pytest.approx(loss, rel=1e-4)
+
+    def test_is_the_same_after_generations_were_evaluated(self):
+        model = make_model()
+        task = Classification(model, DIGITS)
+        params = params_of(make_model(1))
+        before = task.measure(params)
+        task.fitness(PerturbedPopulation(model, size=8, sigma=0.5), 0)
+        assert task.measure(params) == before
+
+    def test_held_out_images_do_not_move_the_statistics(self):
+        params = params_of(make_model(1))
+        other = load("mnist5k").subset(train=60, test=7, seed=0)
+        ours, theirs = (Classification(make_model(), d).buffers(params) for d in (DIGITS, other))
+        assert all(torch.equal(theirs[name], value) for name, value in ours.items())
+
+    def test_a_split_of_many_images_and_a_network_that_always_says_three(self):
+        class Three(nn.Module):
+            def forward(self, x):
+                return F.one_hot(torch.full((len(x),), 3), 10) * 50.0
+
+        split = load("mnist5k").subset(test=600).test
+        accuracy, loss = measure_split(Three(), {}, {}, split)
+        threes = (split.labels == 3).sum().item()
+        assert accuracy == pytest.approx(threes / 600)
+        assert loss == pytest.approx(50 * (1 - threes / 600), rel=1e-5)
+
+    def test_the_given_state_counts(self):
+        model, other = make(resnet), make(resnet, seed=1)
+        split = load("mnist5k").subset(test=20).test
+        split = type(split)(split.pixels, split.labels % 5, split.mean, split.std)
+        buffers = dict(other.named_buffers())
+        accuracy, loss = measure_split(model, params_of(other), buffers, split)
+        expected = self.eager(other, split)
+        assert accuracy == pytest.approx(expected[0])
+        assert loss == pytest.approx(expected[1], rel=1e-4)

@@ -1,0 +1,1 @@
+"""How members are evaluated: a population and a batch become logits, logits become fitness."""

@@ -1,0 +1,109 @@
+"""A module's forward as a graph of operations, with ``torch.export``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, fx, nn
+from torch.func import functional_call
+
+from tinkering.errors import UnsupportedLayerError
+
+
+@dataclass(frozen=True)
+class Captured:
+    """A module's operations, at the level of ``torch.ops.aten``."""
+
+    graph: fx.Graph
+    parameters: dict[str, str]
+    """Name of the parameter that stands behind a placeholder, by the placeholder's name."""
+    buffers: dict[str, str]
+    """Likewise for buffers."""
+    constants: dict[str, Tensor]
+    """The tensor behind a placeholder that is neither, by the placeholder's name."""
+
+
+_Kind = tuple[torch.dtype, tuple[int, ...], tuple[bool, ...]]
+_captured: WeakKeyDictionary[nn.Module, dict[_Kind, Captured]] = WeakKeyDictionary()
+
+
+def capture(model: nn.Module, x: Tensor) -> Captured:
+    """Return the operations of ``model(x)`` in eval mode, for any number of images.
+
+    The result is kept for the module, its modes and the shape of an image: a module whose
+    forward is changed afterwards has to be made anew.
+
+    Args:
+        model: in eval mode.
+        x: ``[images, ...]``; numbers without a decimal point are taken for an example.
+
+    Raises:
+        UnsupportedLayerError: the forward cannot be captured, or the images of a batch
+            have an influence on each other.
+    """
+    programs = _captured.setdefault(model, {})
+    modes = tuple(module.training for module in model.modules())
+    kind = (x.dtype, tuple(x.shape[1:]), modes)
+    if kind not in programs:
+        _refuse_coupled_images(model, x)
+        programs[kind] = _export(model, x)
+    return programs[kind]
+
+
+def _refuse_coupled_images(model: nn.Module, x: Tensor) -> None:
+    """Refuse a module whose result for an image depends on the images beside it.
+
+    Members are folded into the batch, so there they would have an influence on each other.
+    """
+    images = x[[0, -1]]
+    if images.is_floating_point():  # else numbers with a meaning, such as words
+        generator = torch.Generator().manual_seed(0)
+        images = torch.randn(images.shape, generator=generator).to(images)
+    # Copies: a norm that was left in train mode would write into the module's buffers.
+    buffers = {name: value.clone() for name, value in model.named_buffers()}
+    with torch.no_grad():
+        together = functional_call(model, buffers, (images,))
+        alone = functional_call(model, buffers, (images[:1],))
+    if not isinstance(together, Tensor):
+        raise UnsupportedLayerError(
+            type(model).__name__, f"its forward (it returns {type(together).__name__}, no tensor)"
+        )
+    if len(together) != 2 or not torch.allclose(together[:1], alone, rtol=1e-3, atol=1e-4):
+        raise UnsupportedLayerError(
+            type(model).__name__, "its forward (the images of a batch are not independent)"
+        )
+
+
+def _export(model: nn.Module, x: Tensor) -> Captured:
+    # Two images: with one, its number would be taken for a constant of the network.
+    example = torch.zeros(2, *x.shape[1:], dtype=x.dtype, device=x.device)
+    batch: dict[int, Any] = {0: torch.export.Dim("images")}
+    export: Callable[..., torch.export.ExportedProgram] = torch.export.export
+    try:
+        program = export(model, (example,), dynamic_shapes=(batch,), strict=False)
+    except Exception as error:  # torch.export promises no family of its own
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise UnsupportedLayerError(
+            type(model).__name__, f"its forward (torch.export cannot capture it: {lines[0]})"
+        ) from error
+    signature = program.graph_signature
+    # A tensor that two layers share has two names there, and one in a module's state.
+    name_of = {id(parameter): name for name, parameter in model.named_parameters()}
+    name_of |= {id(buffer): name for name, buffer in model.named_buffers()}
+    parameters = {
+        placeholder: name_of[id(model.get_parameter(name))]
+        for placeholder, name in signature.inputs_to_parameters.items()
+    }
+    buffers = {
+        placeholder: name_of[id(model.get_buffer(name))]
+        for placeholder, name in signature.inputs_to_buffers.items()
+    }
+    constants = {
+        placeholder: program.constants[name]
+        for placeholder, name in signature.inputs_to_lifted_tensor_constants.items()
+    }
+    return Captured(program.graph, parameters, buffers, constants)

@@ -1,0 +1,212 @@
+"""A population: many parameter sets for one architecture."""
+
+from __future__ import annotations
+
+import copy
+import operator
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import overload
+
+import torch
+from torch import Tensor, nn
+
+from tinkering.errors import ArgumentError
+from tinkering.noise import Factors, LowRank, Noise, Stream
+
+ParamsAndBuffers = tuple[dict[str, Tensor], dict[str, Tensor]]
+"""A parameter set as ``torch.func`` wants it: ``(parameters by name, buffers by name)``."""
+_MEMBERS_PER_DRAW = 1024
+"""Members whose noise is in memory at a time."""
+
+
+@dataclass(frozen=True)
+class Draw:
+    """The noise of some members as it was drawn: once for the two members of a pair."""
+
+    noise: dict[str, Factors]
+    """Factors of each parameter, with a row a pair and unit variance."""
+    rows: Tensor
+    """``[members]``: the row of each member's pair."""
+    signs: Tensor
+    """``[members]``: +1 or -1."""
+
+
+class PerturbedPopulation:
+    """A centre plus ``sigma * noise``: members exist only when asked for.
+
+    Member i's parameters are ``centre + sigma * sign * noise(seed, generation, pair)``. With
+    `antithetic`, members 2p and 2p + 1 are the pair p, with signs + and - (mirrored
+    sampling, Brockhoff et al. 2010); otherwise every member has noise of its own. All
+    members share the centre's buffers, thus its BatchNorm statistics.
+
+    Noise is drawn again whenever it is needed, for some members at a time, so memory does
+    not grow with the population. The parameters are the module's own tensors, not copies:
+    a module that is changed moves the centre.
+
+    Args:
+        model: the centre: a module, or its parameters by name (then there are no buffers,
+            and `materialise` needs a module).
+        size: members; even if `antithetic`.
+        sigma: standard deviation of each parameter's perturbation.
+        noise: kind of the noise.
+        seed: 0 to 2^64 - 1.
+        generation: from 0; another generation draws independent noise.
+        antithetic: whether members come in mirrored pairs.
+
+    Raises:
+        ArgumentError: (a ``ValueError``) one of these is out of range.
+
+    Example:
+        >>> population = PerturbedPopulation(nn.Linear(8, 4), size=6, sigma=0.1)
+        >>> len(population), len(population[2:4])
+        (6, 2)
+        >>> params, buffers = population[3]
+        >>> params["weight"].shape
+        torch.Size([4, 8])
+        >>> population.materialise(3)
+        Linear(in_features=8, out_features=4, bias=True)
+    """
+
+    def __init__(
+        self,
+        model: nn.Module | Mapping[str, Tensor],
+        size: int,
+        sigma: float,
+        noise: Noise | None = None,
+        seed: int = 0,
+        generation: int = 0,
+        antithetic: bool = True,
+    ) -> None:
+        if size < 1:
+            raise ArgumentError("size", "at least one member", size)
+        if antithetic and size % 2:
+            raise ArgumentError(
+                "size", "an even number of members, because they come in antithetic pairs", size
+            )
+        if not 0 <= sigma < float("inf"):
+            raise ArgumentError("sigma", "a finite number of at least 0", sigma)
+        if not 0 <= seed < 2**64:
+            raise ArgumentError("seed", "an integer from 0 to 2^64 - 1", seed)
+        if generation < 0:
+            raise ArgumentError("generation", "an integer of at least 0", generation)
+        self.template: nn.Module | None = None
+        self.buffers: dict[str, Tensor] = {}
+        if isinstance(model, nn.Module):
+            self.template = model
+            self.params = {name: p.detach() for name, p in model.named_parameters()}
+            self.buffers = dict(model.named_buffers())
+        else:
+            self.params = dict(model)
+        self.sigma = sigma
+        self.noise: Noise = LowRank(rank=1) if noise is None else noise
+        self.stream = Stream(seed, generation)
+        self.antithetic = antithetic
+        self.size = size
+        """Members of the whole population, of which this may be a part."""
+        self.members = range(size)
+        """Which members of the whole population these are."""
+
+    def __len__(self) -> int:
+        return len(self.members)
+
+    @overload
+    def __getitem__(self, index: int) -> ParamsAndBuffers: ...
+    @overload
+    def __getitem__(self, index: slice) -> PerturbedPopulation: ...
+    def __getitem__(self, index: int | slice) -> ParamsAndBuffers | PerturbedPopulation:
+        """Return one member's ``(params, buffers)``, or the population of a contiguous slice."""
+        if not isinstance(index, slice):
+            return self.member(operator.index(index))
+        members = self.members[index]
+        if members.step != 1 or not members:
+            raise ArgumentError(
+                "population[a:b]", f"a contiguous, non-empty part of {len(self)} members", index
+            )
+        part = copy.copy(self)
+        part.members = members
+        return part
+
+    def with_buffers(self, buffers: Mapping[str, Tensor]) -> PerturbedPopulation:
+        """Return the same members with other buffers, such as fresh BatchNorm statistics."""
+        population = copy.copy(self)
+        population.buffers = dict(buffers)
+        return population
+
+    def member(self, index: int) -> ParamsAndBuffers:
+        """Return member `index` as ``(params, buffers)``, ready for `functional_forward_core`.
+
+        Raises:
+            IndexError: there is no such member.
+        """
+        position = range(len(self))[index]  # an IndexError of Python's own, with its rules
+        draw = self[position : position + 1].draw()
+        scale = draw.signs * self.sigma
+        params = {
+            name: centre + draw.noise[name].scaled(scale).dense()[0].to(centre)
+            for name, centre in self.params.items()
+        }
+        return params, self.buffers
+
+    def materialise(self, index: int, model: nn.Module | None = None) -> nn.Module:
+        """Return member `index` as a module of its own; nothing is shared with the centre.
+
+        Args:
+            index: the member.
+            model: the architecture, where the population was built without a module.
+
+        Raises:
+            ArgumentError: (a ``ValueError``) there is no module, or it has not this
+                population's parameters.
+            IndexError: there is no such member.
+        """
+        template = model if model is not None else self.template
+        if template is None:
+            raise ArgumentError(
+                "model",
+                "a module, because this population was built from parameters alone",
+                None,
+                "Call materialise(index, model).",
+            )
+        module = copy.deepcopy(template)
+        params, buffers = self.member(index)
+        known = dict(module.named_parameters())
+        unknown = [name for name in params if name not in known]
+        if unknown:
+            raise ArgumentError(
+                "model", "a module with this population's parameters", f"one without {unknown[0]}"
+            )
+        # Not strict: parameters that do not evolve are missing, and so may be the buffers.
+        module.load_state_dict({**params, **buffers}, strict=False)
+        return module
+
+    def draw(self) -> Draw:
+        """Return the noise of these members; it is drawn now, and not kept."""
+        members = torch.arange(self.members.start, self.members.stop)
+        pairs, rows, signs = self.members, members - self.members.start, torch.ones(len(self))
+        if self.antithetic:
+            pairs = range(self.members.start // 2, (self.members.stop + 1) // 2)
+            rows, signs = members // 2 - pairs.start, 1.0 - 2.0 * (members % 2)
+        noise = {
+            name: self.noise.draw(self.stream, name, centre.shape, pairs)
+            for name, centre in self.params.items()
+        }
+        return Draw(noise, rows, signs)
+
+    def weighted_noise(self, weights: Tensor) -> dict[str, Tensor]:
+        """Return ``sum_i weights[i] * sign_i * noise_i`` for every parameter.
+
+        The noise has unit variance (it is not multiplied by sigma). Nothing of the size
+        of members x parameters is built.
+
+        Args:
+            weights: ``[members]``.
+        """
+        total = {name: torch.zeros_like(centre) for name, centre in self.params.items()}
+        for start in range(0, len(self), _MEMBERS_PER_DRAW):
+            draw = self[start : start + _MEMBERS_PER_DRAW].draw()
+            signed = weights[start : start + _MEMBERS_PER_DRAW].to(draw.signs) * draw.signs
+            by_pair = torch.zeros(int(draw.rows[-1]) + 1).index_add_(0, draw.rows, signed)
+            for name, factors in draw.noise.items():
+                total[name] += factors.weighted_sum(by_pair)
+        return total
