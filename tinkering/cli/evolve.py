@@ -1,0 +1,196 @@
+"""``tinkering evolve``: the settings of a run, and the run."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import shutil
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+import tyro
+from rich.console import Console
+
+import tinkering
+from tinkering import data
+from tinkering.cli import network
+from tinkering.cli.display import RunDisplay
+from tinkering.data import Dataset
+from tinkering.errors import ArgumentError
+from tinkering.evaluation.batchnorm import norm_scales
+from tinkering.evaluation.classification import Classification
+from tinkering.evaluation.forward import fastest_dtype
+from tinkering.noise import LowRank
+from tinkering.runs import folder, report
+from tinkering.runs.evolve import Limits, Outcome, Record, evolve
+from tinkering.strategies.evolution_strategy import EvolutionState, EvolutionStrategy
+
+DEFAULT_SECONDS = 120.0
+
+
+@dataclass(frozen=True)
+class Evolve:
+    """Evolve a small ResNet on labelled images, from scratch and without gradients."""
+
+    data: str = data.DEFAULT
+    """Data set: a name from `tinkering data list`, or idx:FOLDER."""
+    width: int = 8
+    """Channels of the first of the four stages; the others have 2, 4 and 8 times as many."""
+    blocks: tuple[int, int, int, int] = (1, 1, 1, 1)
+    """Residual blocks in each stage."""
+    population: int = 1024
+    """Members a generation, in antithetic pairs; each pair sees one training image."""
+    sigma: float = 0.02
+    """Standard deviation of a member's perturbation of each parameter."""
+    rank: int = 1
+    """Rank of the noise on weights; higher is closer to plain Gaussian noise, and slower."""
+    learning_rate: float = 0.03
+    """Adam's step: about the change of a parameter in a generation."""
+    decay: float = 50.0
+    """Generations until the step begins to shrink, as 1 / sqrt(1 + generation / decay)."""
+    averaging: float = 0.98
+    """Weight of the past in the running average of the centre, 0 to below 1."""
+    shaping: Literal["z-score", "rank"] = "z-score"
+    """How the fitness differences of pairs are scaled."""
+    seconds: Annotated[float | None, tyro.conf.arg(metavar="SECONDS")] = None
+    """Time limit in seconds. 120 if there is no --generations either."""
+    generations: Annotated[int | None, tyro.conf.arg(metavar="NUMBER")] = None
+    """Limit of generations; whichever limit comes first ends the run."""
+    measure_every: float = 10.0
+    """Seconds between two measurements on held-out images; there is always one at the end."""
+    seed: int = 0
+    """Decides the first weights, the noise and the order of the images."""
+    threads: Annotated[int | None, tyro.conf.arg(metavar="NUMBER")] = None
+    """Processor threads; all cores by default."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Numbers in the members' convolutions; auto is bfloat16 on a processor with AMX."""
+    out: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None
+    """The run folder, new or empty; runs/DATA-wWIDTH-sSEED-TIME by default."""
+
+    def run(self, console: Console) -> int:
+        """Evolve with a progress bar, and leave a run folder."""
+        strategy, limits = self._strategy(), self._limits()
+        if self.threads is not None:
+            if self.threads < 1:
+                raise ArgumentError("threads", "an integer of at least 1", self.threads)
+            torch.set_num_threads(self.threads)
+        dataset = data.load(self.data)
+        settings = self._settings(dataset, limits)
+        model = network.initialise(settings["network"], self.seed)
+        out = Path(settings["out"])
+        folder.create(out)
+        folder.write_json(out / folder.CONFIG, settings)
+
+        dtype: torch.dtype = getattr(torch, settings["dtype"])
+        task = Classification(model, dataset, seed=self.seed, dtype=dtype)
+        fixed = norm_scales(model)
+        evolving = {n: p.detach() for n, p in model.named_parameters() if n not in fixed}
+        console.print(
+            f"{dataset.name}: {len(dataset.train):,} training images, {len(dataset.test):,} held "
+            f"out, {len(dataset.classes)} classes\n"
+            f"network: {sum(p.numel() for p in model.parameters()):,} parameters; population: "
+            f"{self.population:,} members; {settings['threads']} threads, {settings['dtype']}",
+            soft_wrap=True,
+        )
+        with RunDisplay(console, limits) as display:
+            callbacks: list[Callable[[Record], None]] = [
+                partial(folder.append_line, out / folder.METRICS),
+                display.show,
+            ]
+            outcome = evolve(strategy, strategy.init(evolving), task, limits, callbacks)
+        centre = strategy.centre(outcome.state)
+        tensors = {**model.state_dict(), **centre, **task.buffers(centre)}
+        return _finish(console, out, outcome, tensors)
+
+    def _strategy(self) -> EvolutionStrategy:
+        return EvolutionStrategy(
+            population=self.population,
+            sigma=self.sigma,
+            learning_rate=self.learning_rate,
+            decay=self.decay,
+            averaging=self.averaging,
+            shaping=self.shaping,
+            noise=LowRank(self.rank),
+            seed=self.seed,
+        )
+
+    def _limits(self) -> Limits:
+        without_limit = self.seconds is None and self.generations is None
+        return Limits(
+            seconds=DEFAULT_SECONDS if without_limit else self.seconds,
+            generations=self.generations,
+            measure_every=self.measure_every,
+        )
+
+    def _settings(self, dataset: Dataset, limits: Limits) -> dict[str, Any]:
+        """Return what ``config.json`` holds: the flags, and what they came to."""
+        name = f"{dataset.name}-w{self.width}-s{self.seed}-{time.strftime('%Y%m%d-%H%M%S')}"
+        dtype = str(fastest_dtype()) if self.dtype == "auto" else self.dtype
+        return {
+            **asdict(self),
+            "out": str(self.out or Path("runs", re.sub(r"[^\w.-]+", "-", name))),
+            "seconds": limits.seconds,
+            "dtype": dtype.removeprefix("torch."),
+            "threads": torch.get_num_threads(),
+            "network": {
+                "blocks": self.blocks,
+                "width": self.width,
+                "classes": len(dataset.classes),
+            },
+            "pixels": {"mean": dataset.mean, "std": dataset.std},
+            "versions": {
+                "tinkering": tinkering.__version__,
+                "torch": torch.__version__,
+                "python": platform.python_version(),
+            },
+        }
+
+
+def _finish(
+    console: Console, out: Path, outcome: Outcome[EvolutionState], tensors: Mapping[str, Any]
+) -> int:
+    """Write what the run came to, print it, and return the exit code."""
+    folder.save_model(out / folder.MODEL, tensors)
+    folder.write_json(
+        out / folder.SUMMARY,
+        {
+            **outcome.measured,
+            "evaluations": outcome.evaluations,
+            "seconds": outcome.seconds,
+            "generations": outcome.generations,
+            "outcome": outcome.reason,
+        },
+    )
+    if outcome.generations:
+        report.draw_curves(out)
+    console.print(
+        f"{_ENDINGS[outcome.reason]} after {outcome.generations:,} generations, "
+        f"{outcome.evaluations:,} model-images, {outcome.seconds:.0f} s: "
+        f"test accuracy {100 * outcome.measured['test_accuracy']:.2f} %, "
+        f"test loss {outcome.measured['test_loss']:.4f}\n"
+        f"run folder: {out}\n"
+        f"next: {_command()} evaluate {out}",
+        soft_wrap=True,
+    )
+    return 130 if outcome.reason == "interrupted" else 0
+
+
+_ENDINGS = {
+    "seconds": "Ended by --seconds",
+    "generations": "Ended by --generations",
+    "interrupted": "Ended by Ctrl-C",
+}
+
+
+def _command() -> str:
+    """Return what to type for this program: its path, where its name alone would not do."""
+    if shutil.which("tinkering"):
+        return "tinkering"
+    return os.path.relpath(Path(sys.executable).with_name("tinkering"))
