@@ -22,9 +22,10 @@ MAY_IMPORT = {
     "errors": set(),
     "models": {"errors"},
     "data": {"errors"},
-    "noise": {"errors"},
+    "native": set(),
+    "noise": {"errors", "native"},
     "population": {"errors", "noise"},
-    "evaluation": {"errors", "noise", "population", "data"},
+    "evaluation": {"errors", "native", "noise", "population", "data"},
     "strategies": {"errors", "noise", "population"},
     "runs": {"errors"},
     "cli": {"errors", "models", "data", "noise", "population", "evaluation", "strategies", "runs"}
@@ -123,11 +124,19 @@ def test_only_the_command_line_and_the_demonstration_print(path):
 
 
 @files
-def test_only_the_data_and_run_rooms_touch_the_disk(path):
-    if room_of(path) in ("data", "runs", "cli"):
+def test_only_the_data_run_and_native_rooms_touch_the_disk(path):
+    if room_of(path) in ("data", "runs", "cli", "native"):
         return
     touching = {"open", "write_text", "write_bytes", "read_text", "read_bytes", "mkdir", "unlink"}
     assert not touching & set(calls_in(tree_of(path)))
+
+
+@files
+def test_only_the_native_room_loads_libraries_and_starts_programs(path):
+    if room_of(path) == "native":
+        return
+    imported = {module.split(".")[0] for module in modules_in(tree_of(path))}
+    assert not {"ctypes", "subprocess"} & imported
 
 
 @files

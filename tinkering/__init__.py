@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from tinkering.errors import RunFolderError as RunFolderError
     from tinkering.errors import TinkeringError as TinkeringError
     from tinkering.errors import UnsupportedLayerError as UnsupportedLayerError
+    from tinkering.evaluation.batchnorm import Reference as Reference
     from tinkering.evaluation.batchnorm import recalibrate as recalibrate
     from tinkering.evaluation.batchnorm import reference_statistics as reference_statistics
     from tinkering.evaluation.classification import Classification as Classification
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from tinkering.evaluation.forward import evaluate as evaluate
     from tinkering.evaluation.forward import fastest_dtype as fastest_dtype
     from tinkering.evaluation.forward import forward as forward
+    from tinkering.evaluation.forward import plan as plan
+    from tinkering.evaluation.plan import Plan as Plan
     from tinkering.models import BasicBlock as BasicBlock
     from tinkering.models import ResNet4StageCustom as ResNet4StageCustom
     from tinkering.models import SimpleResNet as SimpleResNet
@@ -26,7 +29,9 @@ if TYPE_CHECKING:
     from tinkering.models import get_parallel_forward_pass_fn as get_parallel_forward_pass_fn
     from tinkering.noise import Dense as Dense
     from tinkering.noise import LowRank as LowRank
-    from tinkering.population import PerturbedPopulation as PerturbedPopulation
+    from tinkering.noise import Separable as Separable
+    from tinkering.population.perturbed import PerturbedPopulation as PerturbedPopulation
+    from tinkering.population.stacked import StackedPopulation as StackedPopulation
     from tinkering.runs.evolve import Limits as Limits
     from tinkering.runs.evolve import Outcome as Outcome
     from tinkering.runs.evolve import evolve as evolve
@@ -40,6 +45,7 @@ _ROOM_OF = {
     "RunFolderError": "errors",
     "TinkeringError": "errors",
     "UnsupportedLayerError": "errors",
+    "Reference": "evaluation.batchnorm",
     "recalibrate": "evaluation.batchnorm",
     "reference_statistics": "evaluation.batchnorm",
     "Classification": "evaluation.classification",
@@ -48,6 +54,8 @@ _ROOM_OF = {
     "evaluate": "evaluation.forward",
     "fastest_dtype": "evaluation.forward",
     "forward": "evaluation.forward",
+    "plan": "evaluation.forward",
+    "Plan": "evaluation.plan",
     "BasicBlock": "models",
     "ResNet4StageCustom": "models",
     "SimpleResNet": "models",
@@ -55,7 +63,9 @@ _ROOM_OF = {
     "get_parallel_forward_pass_fn": "models",
     "Dense": "noise",
     "LowRank": "noise",
-    "PerturbedPopulation": "population",
+    "Separable": "noise",
+    "PerturbedPopulation": "population.perturbed",
+    "StackedPopulation": "population.stacked",
     "Limits": "runs.evolve",
     "Outcome": "runs.evolve",
     "evolve": "runs.evolve",

@@ -26,10 +26,10 @@ from tinkering.errors import ArgumentError, TinkeringError, UnsupportedLayerErro
 from tinkering.evaluation import forward as door
 from tinkering.evaluation.fitness import accuracy, negative_cross_entropy
 from tinkering.evaluation.forward import evaluate, fastest_dtype, forward
-from tinkering.noise import Dense, LowRank
+from tinkering.noise import Dense, LowRank, Separable
 from tinkering.population import PerturbedPopulation
 
-KINDS = [Dense(), LowRank(1), LowRank(2)]
+KINDS = [Dense(), LowRank(1), LowRank(2), Separable(1)]
 both_in_dims = pytest.mark.parametrize("in_dims", [(0, None), (0, 0)], ids=str)
 networks = pytest.mark.parametrize("build", NETWORKS, ids=lambda build: build.__name__)
 

@@ -9,7 +9,7 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from tinkering.noise import Dense, LowRank
+from tinkering.noise import Dense, LowRank, Separable
 from tinkering.strategies.evolution_strategy import EvolutionStrategy
 
 STRATEGIES = {
@@ -21,6 +21,9 @@ STRATEGIES = {
     ),
     "evolution strategy, low-rank noise": lambda **changes: EvolutionStrategy(
         **{"sigma": 0.1, "learning_rate": 0.1, "averaging": 0.9, "noise": LowRank(1), **changes}
+    ),
+    "evolution strategy, separable noise": lambda **changes: EvolutionStrategy(
+        **{"sigma": 0.1, "learning_rate": 0.1, "averaging": 0.9, "noise": Separable(1), **changes}
     ),
 }
 MEMBERS = 8

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from tinkering.errors import TinkeringError
-from tinkering.noise import Dense, LowRank, Stream
+from tinkering.noise import Dense, LowRank, Separable, Stream
 from tinkering.strategies.evolution_strategy import EvolutionStrategy
 
-KINDS = [Dense(), LowRank(1), LowRank(2)]
+KINDS = [Dense(), LowRank(1), LowRank(2), Separable(1)]
 
 
 def start(shape=(8, 6)):

@@ -1,8 +1,13 @@
 """What running statistics mean for a population.
 
-The policy is **reference statistics**: before a generation is evaluated, the centre runs
-once over a batch of images, and the mean and variance that each BatchNorm layer sees there
-serve all members, in eval mode. The reasons:
+A policy says which mean and variance a BatchNorm layer uses:
+
+- ``"running"``: those it has kept, each member its own where members have buffers of their
+  own, and the centre's where members share one.
+- ``"batch"``: those of the batch that a member sees, for each member alone.
+- `Reference`: those that the centre has on a given batch of images, for all members.
+
+`Reference` is what evolution uses, renewed every generation. The reasons:
 
 - A member that sees a single image has no statistics of its own worth the name.
 - Statistics of a batch that holds many members would mix them: a member's fitness would
@@ -20,12 +25,64 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from dataclasses import dataclass, field
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from tinkering.errors import ArgumentError
+
+_without_statistics: WeakKeyDictionary[nn.Module, nn.Module] = WeakKeyDictionary()
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The policy that all members use the centre's statistics on some images.
+
+    Args:
+        images: ``[images, ...]``, what the module takes; at least two.
+
+    Example:
+        >>> from tinkering import PerturbedPopulation, forward
+        >>> model = nn.Sequential(nn.Linear(8, 4), nn.BatchNorm1d(4)).eval()
+        >>> population = PerturbedPopulation(model, size=6, sigma=0.1)
+        >>> forward(model, population, torch.zeros(5, 8), norm=Reference(torch.randn(32, 8))).shape
+        torch.Size([6, 5, 4])
+    """
+
+    images: Tensor = field(repr=False)
+
+
+Policy = str | Reference
+"""``"running"``, ``"batch"`` or a `Reference`."""
+
+
+def norms_in_train_mode(model: nn.Module) -> list[str]:
+    """Return the names of the BatchNorm layers that would change running statistics."""
+    return [
+        name
+        for name, layer in model.named_modules()
+        if isinstance(layer, nn.modules.batchnorm._BatchNorm)
+        and layer.training
+        and layer.track_running_stats
+    ]
+
+
+def with_batch_statistics(model: nn.Module) -> nn.Module:
+    """Return a copy of the module whose BatchNorm layers use the batch they see, and keep nothing.
+
+    The copy is kept for the module: its structure counts, its values do not.
+    """
+    if model not in _without_statistics:
+        module = copy.deepcopy(model)
+        for layer in module.modules():
+            if isinstance(layer, nn.modules.batchnorm._BatchNorm):
+                layer.track_running_stats = False
+                layer.running_mean = layer.running_var = layer.num_batches_tracked = None
+        _without_statistics[model] = module
+    return _without_statistics[model]
 
 
 def norm_scales(model: nn.Module) -> set[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -19,12 +19,25 @@ class Captured:
     """A module's operations, at the level of ``torch.ops.aten``."""
 
     graph: fx.Graph
+    images: str
+    """Name of the placeholder of the images."""
     parameters: dict[str, str]
     """Name of the parameter that stands behind a placeholder, by the placeholder's name."""
     buffers: dict[str, str]
     """Likewise for buffers."""
     constants: dict[str, Tensor]
     """The tensor behind a placeholder that is neither, by the placeholder's name."""
+    coupled: bool
+    """Whether an image's result depends on the images beside it."""
+
+    def values(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return the tensor behind every placeholder but the images'.
+
+        Args:
+            state: parameters and buffers by name.
+        """
+        names = self.parameters | self.buffers
+        return {**self.constants, **{key: state[name] for key, name in names.items()}}
 
 
 _Kind = tuple[torch.dtype, tuple[int, ...], tuple[bool, ...]]
@@ -32,33 +45,54 @@ _captured: WeakKeyDictionary[nn.Module, dict[_Kind, Captured]] = WeakKeyDictiona
 
 
 def capture(model: nn.Module, x: Tensor) -> Captured:
-    """Return the operations of ``model(x)`` in eval mode, for any number of images.
+    """Return the operations of ``model(x)``, for any number of images.
 
     The result is kept for the module, its modes and the shape of an image: a module whose
     forward is changed afterwards has to be made anew.
 
     Args:
-        model: in eval mode.
+        model: with no active dropout.
         x: ``[images, ...]``; numbers without a decimal point are taken for an example.
 
     Raises:
-        UnsupportedLayerError: the forward cannot be captured, or the images of a batch
-            have an influence on each other.
+        UnsupportedLayerError: the forward cannot be captured.
     """
     programs = _captured.setdefault(model, {})
     modes = tuple(module.training for module in model.modules())
     kind = (x.dtype, tuple(x.shape[1:]), modes)
     if kind not in programs:
-        _refuse_coupled_images(model, x)
-        programs[kind] = _export(model, x)
+        programs[kind] = _export(model, x, _couples_images(model, x))
     return programs[kind]
 
 
-def _refuse_coupled_images(model: nn.Module, x: Tensor) -> None:
-    """Refuse a module whose result for an image depends on the images beside it.
+def draws_random_numbers(model: nn.Module, captured: Captured | None) -> bool:
+    """Return whether the forward is random, as active dropout is.
 
-    Members are folded into the batch, so there they would have an influence on each other.
+    Args:
+        model: the module.
+        captured: its operations; None where they are not known, and then its layers tell.
     """
+    if captured is None:
+        layers = model.modules()
+        dropouts = [layer for layer in layers if isinstance(layer, nn.modules.dropout._DropoutNd)]
+        return any(layer.training and layer.p > 0 for layer in dropouts)
+    return any(_is_random(node) for node in captured.graph.nodes)
+
+
+def _is_random(node: fx.Node) -> bool:
+    tags = getattr(node.target, "tags", ())
+    if torch.Tag.nondeterministic_seeded not in tags:
+        return False
+    schema = node.target._schema.arguments  # type: ignore[union-attr]
+    given = {a.name: a.default_value for a in schema if a.has_default_value()}
+    given |= {a.name: value for a, value in zip(schema, node.args, strict=False)}
+    given |= node.kwargs
+    probability = given.get("p", given.get("dropout_p", 1.0))
+    return given.get("train", True) is not False and probability != 0
+
+
+def _couples_images(model: nn.Module, x: Tensor) -> bool:
+    """Return whether the result for an image depends on the images beside it."""
     images = x[[0, -1]]
     if images.is_floating_point():  # else numbers with a meaning, such as words
         generator = torch.Generator().manual_seed(0)
@@ -67,18 +101,19 @@ def _refuse_coupled_images(model: nn.Module, x: Tensor) -> None:
     buffers = {name: value.clone() for name, value in model.named_buffers()}
     with torch.no_grad():
         together = functional_call(model, buffers, (images,))
-        alone = functional_call(model, buffers, (images[:1],))
-    if not isinstance(together, Tensor):
-        raise UnsupportedLayerError(
-            type(model).__name__, f"its forward (it returns {type(together).__name__}, no tensor)"
-        )
-    if len(together) != 2 or not torch.allclose(together[:1], alone, rtol=1e-3, atol=1e-4):
-        raise UnsupportedLayerError(
-            type(model).__name__, "its forward (the images of a batch are not independent)"
-        )
+        if not isinstance(together, Tensor):
+            raise UnsupportedLayerError(
+                type(model).__name__,
+                f"its forward (it returns {type(together).__name__}, no tensor)",
+            )
+        try:
+            alone = functional_call(model, buffers, (images[:1],))
+        except ValueError:  # a norm that needs more than one value a channel
+            return True
+    return len(together) != 2 or not torch.allclose(together[:1], alone, rtol=1e-3, atol=1e-4)
 
 
-def _export(model: nn.Module, x: Tensor) -> Captured:
+def _export(model: nn.Module, x: Tensor, coupled: bool) -> Captured:
     # Two images: with one, its number would be taken for a constant of the network.
     example = torch.zeros(2, *x.shape[1:], dtype=x.dtype, device=x.device)
     batch: dict[int, Any] = {0: torch.export.Dim("images")}
@@ -106,4 +141,7 @@ def _export(model: nn.Module, x: Tensor) -> Captured:
         placeholder: program.constants[name]
         for placeholder, name in signature.inputs_to_lifted_tensor_constants.items()
     }
-    return Captured(program.graph, parameters, buffers, constants)
+    given = {*parameters, *buffers, *constants}
+    placeholders = [node.name for node in program.graph.nodes if node.op == "placeholder"]
+    (images,) = (name for name in placeholders if name not in given)
+    return Captured(program.graph, images, parameters, buffers, constants, coupled)

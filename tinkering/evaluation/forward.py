@@ -1,111 +1,180 @@
-"""The door to evaluation: checks, and tiles of members that fit the processor's caches."""
+"""The door to evaluation: checks the arguments, makes the plan, hands over to an engine."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import warnings
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from tinkering.errors import ArgumentError
-from tinkering.evaluation.capture import capture
-from tinkering.evaluation.factored import FactoredForward, Rewriter
+from tinkering.errors import ArgumentError, UnsupportedLayerError
+from tinkering.evaluation.batchnorm import (
+    Policy,
+    Reference,
+    norms_in_train_mode,
+    reference_statistics,
+    with_batch_statistics,
+)
+from tinkering.evaluation.capture import capture, draws_random_numbers
+from tinkering.evaluation.engines import ENGINES, choose
+from tinkering.evaluation.finite import require_finite
 from tinkering.evaluation.fitness import Fitness, checked, negative_cross_entropy
+from tinkering.evaluation.graph import Program
+from tinkering.evaluation.job import Job, Run
 from tinkering.evaluation.onednn import bfloat16_is_fast
-from tinkering.evaluation.threads import map_in_order
-from tinkering.population import PerturbedPopulation
+from tinkering.evaluation.plan import Plan, make_plan
+from tinkering.population import PerturbedPopulation, Population
 
 InDims = tuple[int | None, int | None]
 
-_IMAGES_PER_TILE = 256
-"""Many images for each call, and still few enough for the processor's caches."""
-_MEMBERS_PER_DRAW = 1024
-"""Drawing noise costs some calls for every parameter, so a draw serves many tiles."""
+
+@dataclass(frozen=True)
+class _Options:
+    """The keyword arguments that `forward`, `evaluate` and `plan` have in common."""
+
+    in_dims: InDims
+    dtype: torch.dtype
+    engine: str
+    norm: Policy
+    randomness: str
+    memory: int | None
 
 
 @torch.no_grad()
 def forward(
     model: nn.Module,
-    population: PerturbedPopulation,
+    population: Population,
     x: Tensor,
     in_dims: InDims = (0, None),
     dtype: torch.dtype = torch.float32,
+    *,
+    engine: str = "auto",
+    norm: Policy = "running",
+    randomness: str = "error",
+    memory: int | None = None,
 ) -> Tensor:
-    """Return the logits of every member, ``[members, batch, classes]``.
+    """Return the logits of every member, ``[members, batch, classes]``, in float32.
 
     Args:
-        model: the architecture, in eval mode.
+        model: the architecture; parameters that the population does not have are its own.
         population: the members.
         x: ``[batch, ...]``, handed to every member, with `in_dims` ``(0, None)``;
             ``[members, batch, ...]``, a batch for each, with ``(0, 0)``.
         in_dims: ``(0, None)`` or ``(0, 0)``, as in ``torch.vmap``.
-        dtype: of the convolutions; `fastest_dtype` knows whether bfloat16 pays here.
+        dtype: of the computation: float32 or bfloat16; `fastest_dtype` knows what pays here.
+            The layer that makes the logits is always float32.
+        engine: ``"factored"``, ``"sequential"``, ``"vmapped"``, or ``"auto"`` for the fastest
+            that can do it; `plan` says which, and why.
+        norm: which statistics BatchNorm layers use: ``"running"``, ``"batch"`` (each member's
+            batch) or a `Reference` (the centre's on some images).
+        randomness: what active dropout draws: ``"same"`` or ``"different"`` numbers for the
+            members; with ``"error"`` it is refused.
+        memory: bytes that may be used beside the population and the result; half of what is
+            free by default.
 
     Raises:
-        ArgumentError: (a ``ValueError``) the module is in train mode, or `x` and `in_dims`
-            do not fit the population.
-        UnsupportedLayerError: the module has a layer whose members cannot be evaluated.
+        ArgumentError: (a ``ValueError``) one of these cannot be used; or a member's weights
+            are not finite.
+        UnsupportedLayerError: the engine that was asked for cannot evaluate the module.
 
     Example:
-        >>> model = nn.Linear(8, 4).eval()
+        >>> model = nn.Linear(8, 4)
         >>> population = PerturbedPopulation(model, size=6, sigma=0.1)
         >>> forward(model, population, torch.zeros(5, 8)).shape
         torch.Size([6, 5, 4])
     """
-    batches = _batch_for_each(model, population, x, in_dims, dtype)
-    return torch.cat([logits for _, logits in _tiles(model, population, batches, dtype)])
+    options = _Options(in_dims, dtype, engine, norm, randomness, memory)
+    plan, run, _ = _planned(model, population, x, options, keeps_logits=True)
+    return torch.cat([logits for _, logits in run(plan.tiles)])
 
 
 @torch.no_grad()
 def evaluate(
     model: nn.Module,
-    population: PerturbedPopulation,
+    population: Population,
     x: Tensor,
     y: Tensor,
     fitness: Fitness = negative_cross_entropy,
     in_dims: InDims = (0, None),
     dtype: torch.dtype = torch.float32,
+    *,
+    engine: str = "auto",
+    norm: Policy = "running",
+    randomness: str = "error",
+    memory: int | None = None,
 ) -> Tensor:
     """Return the fitness of every member, ``[members]``; never holds all logits.
 
     Args:
-        model: the architecture, in eval mode.
+        model: the architecture.
         population: the members.
         x: as in `forward`.
         y: labels, ``[batch]`` with `in_dims` ``(0, None)``, ``[members, batch]`` with ``(0, 0)``.
         fitness: ``(logits [members, batch, classes], labels [members, batch]) -> [members]``.
         in_dims: ``(0, None)`` or ``(0, 0)``, as in ``torch.vmap``.
-        dtype: of the convolutions; the fitness function is given float32.
+        dtype: of the computation; the fitness function is given float32.
+        engine: as in `forward`.
+        norm: as in `forward`.
+        randomness: as in `forward`.
+        memory: as in `forward`.
 
     Raises:
         ArgumentError: (a ``ValueError``) as in `forward`; or labels that do not fit `x`; or
             a fitness that is not one number a member.
-        UnsupportedLayerError: the module has a layer whose members cannot be evaluated.
+        UnsupportedLayerError: as in `forward`.
 
     Example:
-        >>> model = nn.Linear(8, 4).eval()
+        >>> model = nn.Linear(8, 4)
         >>> population = PerturbedPopulation(model, size=6, sigma=0.1)
         >>> x, y = torch.zeros(5, 8), torch.zeros(5, dtype=torch.long)
         >>> evaluate(model, population, x, y).shape
         torch.Size([6])
     """
-    batches = _batch_for_each(model, population, x, in_dims, dtype)
-    labels = y.expand(len(population), -1) if in_dims == (0, None) and y.dim() == 1 else y
-    if labels.shape != batches.shape[:2]:
+    options = _Options(in_dims, dtype, engine, norm, randomness, memory)
+    plan, run, job = _planned(model, population, x, options, keeps_logits=False)
+    labels = y.expand(len(population), -1) if job.shared and y.dim() == 1 else y
+    if labels.shape != job.batches.shape[:2]:
         raise ArgumentError(
             "y",
-            f"a label for every image of x, {list(x.shape[: 1 + (in_dims == (0, 0))])}",
+            f"a label for every image of x, {list(x.shape[: 1 if job.shared else 2])}",
             list(y.shape),
         )
-    results = [
-        checked(fitness, logits, labels[members])
-        for members, logits in _tiles(model, population, batches, dtype)
-    ]
+    results = [checked(fitness, logits, labels[members]) for members, logits in run(plan.tiles)]
     return torch.cat(results)
 
 
+@torch.no_grad()
+def plan(
+    model: nn.Module,
+    population: Population,
+    x: Tensor,
+    in_dims: InDims = (0, None),
+    dtype: torch.dtype = torch.float32,
+    *,
+    engine: str = "auto",
+    norm: Policy = "running",
+    randomness: str = "error",
+    memory: int | None = None,
+) -> Plan:
+    """Return how `forward` would evaluate this: engine, tiles, memory, and why.
+
+    The arguments and the errors are those of `forward`.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(8, 4), nn.ReLU(), nn.Linear(4, 2))
+        >>> population = PerturbedPopulation(model, size=6, sigma=0.1)
+        >>> plan(model, population, torch.zeros(5, 8)).reason
+        'members share a centre, so one pass serves many of them'
+    """
+    options = _Options(in_dims, dtype, engine, norm, randomness, memory)
+    return _planned(model, population, x, options, keeps_logits=True)[0]
+
+
 def fastest_dtype() -> torch.dtype:
-    """Return bfloat16 on a processor with AMX, float32 elsewhere.
+    """Return bfloat16 where this processor is faster at it, float32 elsewhere.
+
+    It is measured once: a convolution in both.
 
     Example:
         >>> fastest_dtype() in (torch.bfloat16, torch.float32)
@@ -114,55 +183,98 @@ def fastest_dtype() -> torch.dtype:
     return torch.bfloat16 if bfloat16_is_fast() else torch.float32
 
 
-def _batch_for_each(
-    model: nn.Module,
-    population: PerturbedPopulation,
-    x: Tensor,
-    in_dims: InDims,
-    dtype: torch.dtype,
-) -> Tensor:
-    """Return `x` as ``[members, batch, ...]`` (a view), after checking the arguments."""
-    if model.training:
+def _planned(
+    model: nn.Module, population: Population, x: Tensor, options: _Options, keeps_logits: bool
+) -> tuple[Plan, Run, Job]:
+    """Return the plan, the prepared engine and the job, after checking the arguments."""
+    _check(model, population, x, options)
+    structure = model
+    if isinstance(options.norm, Reference):
+        population = _with_reference(model, population, options.norm)
+    elif options.norm == "batch":
+        structure = with_batch_statistics(model)
+    require_finite(population)
+    shared = options.in_dims == (0, None)
+    batches = x.expand(len(population), *x.shape) if shared else x
+    program, not_captured = None, ""
+    try:
+        program = Program(capture(structure, batches[0]))
+    except UnsupportedLayerError as error:
+        not_captured = str(error.args[1])
+    random = draws_random_numbers(structure, program.captured if program else None)
+    if random and options.randomness == "error":
         raise ArgumentError(
-            "model", "a module in eval mode", "one in train mode", "Call model.eval()."
+            "randomness",
+            '"same" or "different", because the module has active dropout',
+            '"error"',
+            "For no dropout call model.eval().",
         )
-    if dtype not in (torch.float32, torch.bfloat16):
-        raise ArgumentError("dtype", "torch.float32 or torch.bfloat16", dtype)
-    if x.device.type != "cpu":
-        raise ArgumentError("x", "a tensor on the CPU", f"one on {x.device}")
+    job = Job(
+        model=structure,
+        source=model,
+        population=population,
+        batches=batches,
+        shared=shared,
+        dtype=options.dtype,
+        randomness=options.randomness,
+        program=program,
+        not_captured=not_captured,
+        random=random,
+    )
+    if options.engine == "auto":
+        name, reason, run = choose(job)
+        if isinstance(population, PerturbedPopulation) and name != "factored":
+            warnings.warn(f"tinkering: {reason}", stacklevel=4)
+    else:
+        name, reason, run = options.engine, "asked for", ENGINES[options.engine](job)
+    return make_plan(job, name, reason, options.memory, keeps_logits), run, job
+
+
+def _with_reference(model: nn.Module, population: Population, norm: Reference) -> Population:
+    if not isinstance(population, PerturbedPopulation):
+        raise ArgumentError(
+            "norm",
+            '"running" or "batch" for members that share no centre',
+            "a Reference",
+            "Give each member buffers of its own: population.with_buffers.",
+        )
+    own = {name: value.detach() for name, value in model.named_parameters()}
+    statistics = reference_statistics(model, own | population.params, norm.images)
+    return population.with_buffers(statistics)
+
+
+def _check(model: nn.Module, population: Population, x: Tensor, options: _Options) -> None:
+    """Refuse arguments that cannot be used."""
+    if options.norm not in ("running", "batch") and not isinstance(options.norm, Reference):
+        raise ArgumentError("norm", '"running", "batch" or a Reference', repr(options.norm))
+    trained = norms_in_train_mode(model)
+    if trained and options.norm != "batch":
+        raise ArgumentError(
+            "model",
+            "BatchNorm layers in eval mode, because members cannot train the running statistics "
+            "of one module",
+            f"{trained[0]!r} in train mode",
+            'Call model.eval(), or pass norm="batch" for the statistics of each member\'s batch.',
+        )
+    if options.engine not in ("auto", *ENGINES):
+        raise ArgumentError("engine", f"one of auto, {', '.join(ENGINES)}", repr(options.engine))
+    if options.randomness not in ("error", "same", "different"):
+        raise ArgumentError(
+            "randomness", '"error", "same" or "different"', repr(options.randomness)
+        )
+    if options.dtype not in (torch.float32, torch.bfloat16):
+        raise ArgumentError("dtype", "torch.float32 or torch.bfloat16", options.dtype)
+    if options.memory is not None and options.memory < 1:
+        raise ArgumentError("memory", "a number of bytes, at least 1", options.memory)
     if x.numel() == 0:
         raise ArgumentError("x", "at least one image", list(x.shape))
-    if in_dims == (0, None):
-        return x.expand(len(population), *x.shape)
-    if in_dims != (0, 0):
+    if options.in_dims not in ((0, None), (0, 0)):
         raise ArgumentError(
             "in_dims",
             "(0, None) for one batch shared by all members or (0, 0) for a batch each",
-            in_dims,
+            options.in_dims,
         )
-    if x.dim() < 2 or len(x) != len(population):
+    if options.in_dims == (0, 0) and (x.dim() < 2 or len(x) != len(population)):
         raise ArgumentError(
             "x", f"[members, batch, ...] with {len(population)} members", list(x.shape)
         )
-    return x
-
-
-def _tiles(
-    model: nn.Module, population: PerturbedPopulation, batches: Tensor, dtype: torch.dtype
-) -> Iterator[tuple[slice, Tensor]]:
-    """Yield the logits of some members at a time, and which members they are."""
-    captured = capture(model, batches[0])
-    state = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-    state |= population.params | population.buffers
-    step = max(1, _IMAGES_PER_TILE // batches.shape[1])
-    for start in range(0, len(population), _MEMBERS_PER_DRAW):
-        draw = population[start : start + _MEMBERS_PER_DRAW].draw()
-        graph = Rewriter(captured, state, draw, population.sigma, dtype).rewrite()
-        run = FactoredForward(graph, draw)
-        last = start + len(draw.rows)
-        tiles = [slice(at, min(at + step, last)) for at in range(start, last, step)]
-
-        def logits(tile: slice, run: FactoredForward = run, start: int = start) -> Tensor:
-            return run(batches[tile], slice(tile.start - start, tile.stop - start))
-
-        yield from zip(tiles, map_in_order(logits, tiles), strict=True)

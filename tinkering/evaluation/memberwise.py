@@ -1,202 +1,177 @@
-"""Operations on a parameter, for many members at once.
-
-Each is one dense operation with the centre's parameter over all images, plus a
-correction that makes each image that of its member:
+"""What a member adds to the centre's layer, for many members at once.
 
     conv(x_i, W + sigma E_i) = conv(x_i, W) + conv(x_i, sigma E_i)
 
-With low-rank noise the correction of a convolution is a dot product over the channels of
-every pixel, then a stencil over `rank` channels; no member's weights are ever built.
-"Evolution Strategies at the Hyperscale" (arXiv 2511.16652) does this for matrices; here
-convolutions are factored too.
+The first term is one dense operation over all images. With low-rank noise the second is a
+dot product over the channels of every pixel, then a stencil over `rank` channels; no member's
+weights are ever built. "Evolution Strategies at the Hyperscale" (arXiv 2511.16652) does
+this for matrices; here convolutions are factored too.
+
+`correction` runs in the C++ kernel where there is one; `plain_correction` is its plain PyTorch
+form: the reference in tests, and the fallback.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
-from tinkering.evaluation.onednn import AccumulatingConv, Geometry
-from tinkering.noise import Factors, LowRankFactors
-
-
-@dataclass(frozen=True)
-class Tile:
-    """The members that a batch of images belongs to."""
-
-    rows: Tensor
-    """``[images]``: the row of each image's pair in the factors."""
-    signs: Tensor
-    """``[images]``: the sign of each image's member."""
+from tinkering.evaluation.onednn import Geometry
+from tinkering.native import correction as native
+from tinkering.native.correction import LayerNoise, Shape
+from tinkering.noise import DenseFactors, Factors, LowRankFactors, SeparableFactors
 
 
-@dataclass(frozen=True)
-class Weight:
-    """A parameter and what members add to it; no noise where it does not evolve."""
-
-    centre: Tensor
-    noise: Factors | None
-    """A row a pair, multiplied by sigma but not by a member's sign."""
-
-
-class MemberConv2d(nn.Module):
-    """Convolution, normalisation and rectifier of many members, in one or two passes.
+def layer_noise(
+    weight: Factors | None, scale: Tensor, shift: Tensor | None, shift_scale: Tensor
+) -> LayerNoise:
+    """Return a layer's noise in the form that `correction` reads.
 
     Args:
-        weight: ``[out, in, height, width]``.
-        scale: ``[out]``: multiplies the convolution; what a norm behind it comes down to.
-        shift: ``[out]``: added after that.
-        shift_noise: ``[pairs, out]``: noise of the shift, not multiplied by a member's sign.
-        geometry: how the convolution walks.
-        relu: whether the result is rectified.
-        dtype: of the computation.
+        weight: noise of the weight ``[out, in, *kernel]``, or None.
+        scale: ``[out]``: multiplies it.
+        shift: ``[pairs, out]``, or None.
+        shift_scale: ``[out]``: multiplies that.
     """
+    left = right = taps = None
+    if isinstance(weight, LowRankFactors):
+        pairs, rank, *_, out = weight.left.shape
+        left, right = weight.left.reshape(pairs, rank, -1, out), weight.right
+    elif isinstance(weight, SeparableFactors):
+        left, right, taps = weight.left, weight.right, weight.taps.flatten(2)
+    elif weight is not None:  # planes are the channels: [pairs, in, kernel, out]
+        dense = weight.dense()
+        left = dense.reshape(*dense.shape[:3], -1).permute(0, 2, 3, 1).contiguous()
+    return LayerNoise(left, right, taps, scale, shift, shift_scale)
 
-    def __init__(
-        self,
-        weight: Weight,
-        scale: Tensor,
-        shift: Tensor,
-        shift_noise: Tensor,
-        geometry: Geometry,
-        relu: bool,
-        dtype: torch.dtype,
-    ) -> None:
-        super().__init__()
-        self._dtype = dtype
-        self._geometry = geometry
-        self._kernel = tuple(weight.centre.shape[2:])
-        folded = weight.centre * scale.view(-1, 1, 1, 1)
-        self._conv = AccumulatingConv(folded.to(dtype), shift.to(dtype), geometry, relu)
-        taps, self._right = _taps(weight)
-        taps = (taps * scale).expand(len(shift_noise), -1, -1)
-        # The last row meets a channel of signs: the noise of the shift.
-        self._taps = torch.cat([taps, shift_noise.unsqueeze(1)], dim=1).to(dtype)
 
-    def forward(self, x: Tensor, tile: Tile) -> Tensor:
-        """Return ``[images, out, height, width]`` in channels-last layout."""
-        x = x.to(self._dtype, memory_format=torch.channels_last)
-        signs = tile.signs.to(self._dtype)
-        if self._right is None:
-            channels = x * signs.view(-1, 1, 1, 1)
-        else:
+def correction(
+    x: Float[Tensor, "images in height width"],
+    residual: Tensor | None,
+    shape: Shape,
+    noise: LayerNoise,
+    rows: Tensor,
+    signs: Tensor,
+) -> Float[Tensor, "images out out_height out_width"]:
+    """Return ``residual + conv(x_i, noise_i) + shift_i`` in channels-last layout.
+
+    Args:
+        x: in channels-last layout.
+        residual: in channels-last layout and the dtype of `x`, or None.
+        shape: of the layer.
+        noise: of the layer.
+        rows: ``[images]``: the row of each image's pair.
+        signs: ``[images]``: of each image's member.
+    """
+    if not native.available(x):
+        return plain_correction(x, residual, shape, noise, rows, signs)
+    out = torch.empty(
+        (len(x), shape.outputs, *shape.result), dtype=x.dtype, memory_format=torch.channels_last
+    )
+    native.correct(x, residual, out, shape, noise, rows, signs)
+    return out
+
+
+def plain_correction(
+    x: Tensor,
+    residual: Tensor | None,
+    shape: Shape,
+    noise: LayerNoise,
+    rows: Tensor,
+    signs: Tensor,
+) -> Tensor:
+    """Return what `correction` returns, in PyTorch's own operations."""
+    out = torch.zeros((), dtype=x.dtype, device=x.device)
+    images = len(x)
+    if noise.left is not None:
+        taps = noise.left if noise.taps is None else _outer(noise.taps, noise.left)
+        taps = (taps.flatten(1, 2) * noise.scale).to(x.dtype)
+        planes = x * signs.to(x.dtype).view(-1, 1, 1, 1)
+        if noise.right is not None:
             # Dot products over the channels of a pixel: [images, rank, pixels].
-            right = self._right[tile.rows].to(self._dtype) * signs.view(-1, 1, 1)
-            pixels = x.permute(0, 2, 3, 1).flatten(1, 2)
-            channels = (right @ pixels.mT).view(len(x), -1, *x.shape[2:])
-        patches = _patches(channels, signs, self._kernel, self._geometry)
-        height, width = patches.shape[2:]
-        correction = patches.flatten(2).mT @ self._taps[tile.rows]
-        other = correction.view(len(x), height, width, -1).permute(0, 3, 1, 2)
-        return self._conv(x, other)
+            pixels = planes.permute(0, 2, 3, 1).flatten(1, 2)
+            planes = (noise.right[rows].to(x.dtype) @ pixels.mT).view(images, -1, *x.shape[2:])
+        spread = _patches(planes, shape).mT @ taps[rows]
+        out = spread.view(images, *shape.result, -1).permute(0, 3, 1, 2)
+    if noise.shift is not None:
+        shift = noise.shift[rows] * noise.shift_scale * signs.unsqueeze(1)
+        out = out + shift.to(x.dtype).view(images, -1, 1, 1)
+    if residual is not None:
+        out = out + residual
+    full = out.expand(images, shape.outputs, *shape.result)
+    return full.clone(memory_format=torch.channels_last)
 
 
-class MemberLinear(nn.Module):
-    """A linear layer of many members, in float32: logits carry differences between members.
+def grouped_correction(
+    x: Float[Tensor, "images in ..."], noise: Float[Tensor, "images out ..."], geometry: Geometry
+) -> Float[Tensor, "images out ..."]:
+    """Return ``conv(x_i, noise_i)`` with every image's dense noise, a group for each image.
+
+    For the convolutions that `correction` does not do: with groups, or in three dimensions.
+    """
+    images, outputs = noise.shape[:2]
+    convolve = F.conv2d if x.dim() == 4 else F.conv3d
+    out: Tensor = convolve(
+        x.reshape(1, -1, *x.shape[2:]),
+        noise.flatten(0, 1),
+        None,
+        geometry.stride,
+        geometry.padding,
+        geometry.dilation,
+        images * geometry.groups,
+    )
+    return out.view(images, outputs, *out.shape[2:])
+
+
+def of_members(
+    noise: Factors, rows: Tensor, signs: Tensor, sigma: float
+) -> Float[Tensor, "images ..."]:
+    """Return each image's own noise of a parameter, as large as the parameter is."""
+    dense = noise.dense()[rows]
+    return dense * (signs * sigma).view(-1, *[1] * (dense.dim() - 1))
+
+
+def embedding_noise(
+    noise: Factors, indices: Tensor, rows: Tensor, signs: Tensor, sigma: float
+) -> Float[Tensor, "images ... features"]:
+    """Return what members add to the vectors they look up; no table is built for a member.
 
     Args:
-        weight: ``[out, in]``.
-        bias: ``[out]``, or None for a layer without.
+        noise: of the table ``[words, features]``.
+        indices: ``[images, ...]``.
+        rows: ``[images]``: the row of each image's pair.
+        signs: ``[images]``: of each image's member.
+        sigma: multiplies the noise.
     """
-
-    def __init__(self, weight: Weight, bias: Weight | None) -> None:
-        super().__init__()
-        self._weight = weight
-        self._bias = bias
-        self._taps, self._right = _taps(weight)
-
-    def forward(self, x: Tensor, tile: Tile) -> Tensor:
-        """Return ``[images, ..., out]``."""
-        bias = self._bias
-        out = F.linear(x, self._weight.centre, None if bias is None else bias.centre)
-        correction = torch.zeros((), device=x.device)
-        signs = tile.signs.view(-1, 1, 1)
-        if self._weight.noise is not None:
-            rows = x.reshape(len(x), -1, x.shape[-1]) * signs
-            if self._right is not None:
-                rows = rows @ self._right[tile.rows].mT
-            correction = correction + rows @ self._taps[tile.rows]
-        if bias is not None and bias.noise is not None:
-            correction = correction + bias.noise.dense()[tile.rows].unsqueeze(1) * signs
-        # A bias is the same for all rows of an image, a weight's noise is not.
-        return (out.reshape(len(x), -1, out.shape[-1]) + correction).view(out.shape)
+    amount = (signs * sigma).view(-1, *[1] * indices.dim())
+    which = rows.view(-1, *[1] * (indices.dim() - 1)).expand_as(indices)
+    if isinstance(noise, DenseFactors):
+        return noise.values[which, indices] * amount
+    if isinstance(noise, SeparableFactors | LowRankFactors):
+        # words are the outputs of the factors: [images, ..., rank] each
+        left = noise.left.movedim(1, -1)[which, indices]
+        right = noise.right[rows]
+        product = left.flatten(1, -2) @ right
+        return product.view(*indices.shape, -1) * amount
+    return noise.dense()[which, indices] * amount
 
 
-class MemberBatchNorm(nn.Module):
-    """Batch normalisation with the centre's statistics and every member's scale and shift.
-
-    Args:
-        mean: ``[channels]``.
-        variance: ``[channels]``.
-        weight: ``[channels]``.
-        bias: ``[channels]``.
-        eps: added to the variance.
-    """
-
-    def __init__(
-        self, mean: Tensor, variance: Tensor, weight: Weight, bias: Weight, eps: float
-    ) -> None:
-        super().__init__()
-        self._mean = mean
-        self._inverse = torch.rsqrt(variance + eps)
-        self._weight = weight
-        self._bias = bias
-
-    def forward(self, x: Tensor, tile: Tile) -> Tensor:
-        """Return a tensor of the shape of `x`, ``[images, channels, ...]``."""
-        # Statistics, weight and bias come down to one multiplication and one addition.
-        scale = _of_members(self._weight, tile) * self._inverse
-        shift = _of_members(self._bias, tile) - self._mean * scale
-        spread = (-1, scale.shape[1], *[1] * (x.dim() - 2))
-        return torch.addcmul(shift.view(spread), x, scale.view(spread))
+def _outer(taps: Tensor, left: Tensor) -> Tensor:
+    """Return ``[pairs, rank, kernel, out]`` of separable factors."""
+    return taps.unsqueeze(3) * left.unsqueeze(2)
 
 
-def _of_members(vector: Weight, tile: Tile) -> Float[Tensor, "images channels"]:
-    """Return each image's own vector; one row for all where it does not evolve."""
-    if vector.noise is None:
-        return vector.centre.unsqueeze(0)
-    return vector.centre + vector.noise.dense()[tile.rows] * tile.signs.unsqueeze(1)
-
-
-def _taps(
-    weight: Weight,
-) -> tuple[Float[Tensor, "pairs taps out"], Float[Tensor, "pairs rank in"] | None]:
-    """Return noise as a matrix for the product with patches, and the channels it reads.
-
-    Low-rank noise reads `rank` mixtures of the channels; other noise the channels
-    themselves, for which the second value is None.
-    """
-    noise = weight.noise
-    if isinstance(noise, LowRankFactors):
-        return noise.left.flatten(1, -2), noise.right
-    if noise is None:
-        return weight.centre.new_zeros(1, weight.centre[0].numel(), len(weight.centre)), None
-    return noise.dense().flatten(2).mT, None
-
-
-def _patches(
-    channels: Float[Tensor, "images rank height width"],
-    signs: Float[Tensor, " images"],
-    kernel: tuple[int, ...],
-    geometry: Geometry,
-) -> Float[Tensor, "images rows out_height out_width"]:
-    """Return what every output pixel sees: ``rank * taps`` values and the member's sign.
+def _patches(planes: Tensor, shape: Shape) -> Float[Tensor, "images terms pixels"]:
+    """Return what every output pixel sees: ``rank * taps`` values.
 
     One copy of a strided view: ``F.unfold`` is slow where there are few channels.
     """
-    (top, left), stride, dilation = geometry.padding, geometry.stride, geometry.dilation
+    (top, left), stride, dilation = shape.padding, shape.stride, shape.dilation
     if top or left:
-        channels = F.pad(channels, (left, left, top, top))
-    span = [dilation[axis] * (kernel[axis] - 1) + 1 for axis in (0, 1)]
-    windows = channels.unfold(2, span[0], stride[0]).unfold(3, span[1], stride[1])
+        planes = F.pad(planes, (left, left, top, top))
+    span = [dilation[axis] * (shape.kernel[axis] - 1) + 1 for axis in (0, 1)]
+    windows = planes.unfold(2, span[0], stride[0]).unfold(3, span[1], stride[1])
     windows = windows[..., :: dilation[0], :: dilation[1]].permute(0, 1, 4, 5, 2, 3)
-    images, rank, _, _, height, width = windows.shape
-    rows = rank * kernel[0] * kernel[1]
-    patches = channels.new_empty(images, rows + 1, height, width)
-    patches[:, :rows].view(windows.shape).copy_(windows)
-    patches[:, rows] = signs.view(-1, 1, 1)
-    return patches
+    return windows.reshape(len(planes), -1, shape.result[0] * shape.result[1])

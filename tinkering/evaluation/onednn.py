@@ -9,6 +9,7 @@ where they are missing or wrong the public path serves.
 from __future__ import annotations
 
 import logging
+import time
 import warnings
 from dataclasses import dataclass
 from functools import cache
@@ -22,18 +23,19 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Geometry:
-    """How a convolution walks over its input: two numbers each, as in ``F.conv2d``."""
+    """How a convolution walks over its input, as in ``F.conv2d``: a number an axis."""
 
-    stride: tuple[int, int]
-    padding: tuple[int, int]
-    dilation: tuple[int, int]
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+    dilation: tuple[int, ...]
+    groups: int = 1
 
 
-class AccumulatingConv:
-    """A convolution that is added to a tensor: ``relu(other + conv(x, weight) + bias)``.
+class FusedConv:
+    """A convolution with what stands behind it: ``relu(conv(x, weight) + bias + other)``.
 
     Args:
-        weight: ``[out, in, height, width]`` in the dtype of the computation.
+        weight: ``[out, in / groups, height, width]`` in the dtype of the computation.
         bias: ``[out]``, likewise.
         geometry: how it walks.
         relu: whether the sum is rectified.
@@ -46,17 +48,19 @@ class AccumulatingConv:
         self._bias = bias
         self._packed: Tensor | None = None
 
-    def __call__(self, x: Tensor, other: Tensor) -> Tensor:
-        """Return the sum, ``[images, out, height, width]``; `other` may be overwritten.
+    def __call__(self, x: Tensor, other: Tensor | None = None) -> Tensor:
+        """Return the sum, ``[images, out, height, width]``.
 
         Args:
             x: ``[images, in, height, width]``, in channels-last layout.
-            other: as the result, in channels-last layout.
+            other: as the result, in channels-last layout; overwritten.
         """
         if not (x.device.type == "cpu" and packed_convolutions_work(x.dtype)):
             return _public(x, other, self._weight, self._bias, self._geometry, self._relu)
         if self._packed is None:
             self._packed = _pack(self._weight, self._geometry, x)
+        if other is None:
+            return _convolve(x, self._packed, self._bias, self._geometry, self._relu)
         return _accumulate(x, other, self._packed, self._bias, self._geometry, self._relu)
 
 
@@ -72,15 +76,22 @@ def packed_convolutions_work(dtype: torch.dtype) -> bool:
     x, weight, other = normal(2, 8, 7, 7), normal(16, 8, 3, 3), normal(2, 16, 4, 4)
     bias = torch.randn(16, generator=generator).to(dtype)
     geometry = Geometry((2, 2), (1, 1), (1, 1))
-    expected = _public(x.float(), other.float(), weight.float(), bias.float(), geometry, relu=True)
+    wide = (weight.float(), bias.float(), geometry, True)
+    expected = [_public(x.float(), o, *wide) for o in (other.float(), None)]
     try:
         packed = _pack(weight, geometry, x)
-        result = _accumulate(x, other.clone(), packed, bias, geometry, relu=True).float()
+        results = [
+            _accumulate(x, other.clone(), packed, bias, geometry, relu=True),
+            _convolve(x, packed, bias, geometry, relu=True),
+        ]
     except Exception as error:  # whatever another release does with a call it never promised
         _log.info("oneDNN's packed convolutions are not used for %s: %s", dtype, error)
         return False
     tolerance = 1e-4 if dtype == torch.float32 else 0.1
-    if not torch.allclose(result, expected, rtol=tolerance, atol=tolerance):
+    if not all(
+        torch.allclose(result.float(), wanted, rtol=tolerance, atol=tolerance)
+        for result, wanted in zip(results, expected, strict=True)
+    ):
         warnings.warn("oneDNN's packed convolutions are not used: wrong results", stacklevel=2)
         return False
     return True
@@ -88,15 +99,46 @@ def packed_convolutions_work(dtype: torch.dtype) -> bool:
 
 @cache
 def bfloat16_is_fast() -> bool:
-    """Return whether the processor multiplies bfloat16 matrices with AMX."""
+    """Return whether bfloat16 convolutions pay on this processor: probed once, by the clock.
+
+    Only processors with instructions for it are asked (AMX, AVX512-BF16): elsewhere it is
+    emulated, and what little it may gain is not worth the digits.
+    """
     capabilities: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
-    return bool(capabilities.get("amx_bf16")) and packed_convolutions_work(torch.bfloat16)
+    if not (capabilities.get("amx_bf16") or capabilities.get("avx512_bf16")):
+        return False
+    if not (packed_convolutions_work(torch.bfloat16) and packed_convolutions_work(torch.float32)):
+        return False
+    return _seconds(torch.bfloat16) < 0.8 * _seconds(torch.float32)
+
+
+def _seconds(dtype: torch.dtype) -> float:
+    """Return the shortest of some runs of one convolution, in seconds."""
+    x = torch.ones(16, 64, 28, 28, dtype=dtype).contiguous(memory_format=torch.channels_last)
+    weight, bias = torch.ones(64, 64, 3, 3, dtype=dtype), torch.zeros(64, dtype=dtype)
+    conv = FusedConv(weight, bias, Geometry((1, 1), (1, 1), (1, 1)), relu=True)
+    times = []
+    with torch.no_grad():
+        for _ in range(5):
+            start = time.perf_counter()
+            conv(x)
+            times.append(time.perf_counter() - start)
+    return min(times)
 
 
 def _public(
-    x: Tensor, other: Tensor, weight: Tensor, bias: Tensor, geometry: Geometry, relu: bool
+    x: Tensor,
+    other: Tensor | None,
+    weight: Tensor,
+    bias: Tensor,
+    geometry: Geometry,
+    relu: bool,
 ) -> Tensor:
-    out = other + F.conv2d(x, weight, bias, geometry.stride, geometry.padding, geometry.dilation)
+    out = F.conv2d(
+        x, weight, bias, geometry.stride, geometry.padding, geometry.dilation, geometry.groups
+    )
+    if other is not None:
+        out += other
     return F.relu(out) if relu else out
 
 
@@ -106,10 +148,26 @@ def _pack(weight: Tensor, geometry: Geometry, x: Tensor) -> Tensor:
         list(geometry.padding),
         list(geometry.stride),
         list(geometry.dilation),
-        1,
+        geometry.groups,
         list(x.shape),
     )
     return packed
+
+
+def _convolve(x: Tensor, packed: Tensor, bias: Tensor, geometry: Geometry, relu: bool) -> Tensor:
+    result: Tensor = torch.ops.mkldnn._convolution_pointwise(
+        x,
+        packed,
+        bias,
+        list(geometry.padding),
+        list(geometry.stride),
+        list(geometry.dilation),
+        geometry.groups,
+        "relu" if relu else "none",
+        [],
+        None,
+    )
+    return result
 
 
 def _accumulate(
@@ -123,7 +181,7 @@ def _accumulate(
         list(geometry.padding),
         list(geometry.stride),
         list(geometry.dilation),
-        1,
+        geometry.groups,
         "add",
         1.0,
         "relu" if relu else None,

@@ -24,17 +24,18 @@ Result = TypeVar("Result")
 _starting = threading.Lock()
 
 
-def map_in_order(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
-    """Yield ``function(item)`` for each item in order, on PyTorch's number of threads.
+def map_in_order(
+    function: Callable[[Item], Result], items: Iterable[Item], threads: int
+) -> Iterator[Result]:
+    """Yield ``function(item)`` for each item in order, on some threads.
 
     Gradients are off in `function`. Few results wait at any time, so memory does not grow
     with the number of items.
 
     Example:
-        >>> list(map_in_order(lambda x: x * x, range(5)))
+        >>> list(map_in_order(lambda x: x * x, range(5), threads=2))
         [0, 1, 4, 9, 16]
     """
-    threads = torch.get_num_threads()
 
     def without_gradients(item: Item) -> Result:
         with torch.no_grad():

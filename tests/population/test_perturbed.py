@@ -163,13 +163,6 @@ class TestMaterialise:
         module = PerturbedPopulation(model, size=2, sigma=0.1).materialise(0)
         assert module[0].weight is module[1].weight
 
-    def test_index_from_the_end(self):
-        population = PerturbedPopulation(make_model(), size=4, sigma=0.1)
-        last = population.materialise(3).state_dict()
-        for name, value in population.materialise(-1).state_dict().items():
-            assert torch.equal(value, last[name])
-        assert torch.equal(population[-1][0]["4.bias"], last["4.bias"])
-
 
 class TestBuffers:
     def test_other_buffers_for_the_same_members(self):
@@ -213,27 +206,6 @@ class TestMistakes:
 
     def test_an_odd_size_without_pairs_is_fine(self):
         assert len(PerturbedPopulation(self.MODEL, size=5, sigma=0.1, antithetic=False)) == 5
-
-    @pytest.mark.parametrize(
-        "part", [slice(2, 2), slice(4, 9), slice(0, 4, 2), slice(None, None, -1)], ids=str
-    )
-    def test_a_slice_that_is_empty_or_has_a_step(self, part):
-        population = PerturbedPopulation(self.MODEL, size=4, sigma=0.1)
-        with pytest.raises(ValueError, match="contiguous") as caught:
-            population[part]
-        assert str(caught.value) == (
-            f"population[a:b]: needed a contiguous, non-empty part of 4 members, got {part}."
-        )
-
-    @pytest.mark.parametrize("index", [4, -5, 100])
-    def test_an_index_out_of_range(self, index):
-        population = PerturbedPopulation(self.MODEL, size=4, sigma=0.1)
-        for ask in (population.member, population.materialise, population.__getitem__):
-            with pytest.raises(IndexError):
-                ask(index)
-        # In a part, too, although the whole has such a member.
-        with pytest.raises(IndexError):
-            population[:2].member(2)
 
     def test_materialise_without_a_module(self):
         population = PerturbedPopulation({"w": torch.zeros(2)}, size=4, sigma=0.1)

@@ -1,4 +1,4 @@
-"""A population: many parameter sets for one architecture."""
+"""A centre plus noise: members that exist only when asked for."""
 
 from __future__ import annotations
 
@@ -13,9 +13,8 @@ from torch import Tensor, nn
 
 from tinkering.errors import ArgumentError
 from tinkering.noise import Factors, LowRank, Noise, Stream
+from tinkering.population.member import ParamsAndBuffers, as_module, part_of
 
-ParamsAndBuffers = tuple[dict[str, Tensor], dict[str, Tensor]]
-"""A parameter set as ``torch.func`` wants it: ``(parameters by name, buffers by name)``."""
 _MEMBERS_PER_DRAW = 1024
 """Members whose noise is in memory at a time."""
 
@@ -118,13 +117,8 @@ class PerturbedPopulation:
         """Return one member's ``(params, buffers)``, or the population of a contiguous slice."""
         if not isinstance(index, slice):
             return self.member(operator.index(index))
-        members = self.members[index]
-        if members.step != 1 or not members:
-            raise ArgumentError(
-                "population[a:b]", f"a contiguous, non-empty part of {len(self)} members", index
-            )
         part = copy.copy(self)
-        part.members = members
+        part.members = part_of(self.members, index)
         return part
 
     def with_buffers(self, buffers: Mapping[str, Tensor]) -> PerturbedPopulation:
@@ -160,25 +154,7 @@ class PerturbedPopulation:
                 population's parameters.
             IndexError: there is no such member.
         """
-        template = model if model is not None else self.template
-        if template is None:
-            raise ArgumentError(
-                "model",
-                "a module, because this population was built from parameters alone",
-                None,
-                "Call materialise(index, model).",
-            )
-        module = copy.deepcopy(template)
-        params, buffers = self.member(index)
-        known = dict(module.named_parameters())
-        unknown = [name for name in params if name not in known]
-        if unknown:
-            raise ArgumentError(
-                "model", "a module with this population's parameters", f"one without {unknown[0]}"
-            )
-        # Not strict: parameters that do not evolve are missing, and so may be the buffers.
-        module.load_state_dict({**params, **buffers}, strict=False)
-        return module
+        return as_module(self.template if model is None else model, self.member(index))
 
     def draw(self) -> Draw:
         """Return the noise of these members; it is drawn now, and not kept."""

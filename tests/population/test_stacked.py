@@ -1,0 +1,504 @@
+"""A stacked population against the modules it was built from, and against torch.func."""
+
+import copy
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torch.func import functional_call, stack_module_state
+from torch.nn.utils import parameters_to_vector, vector_to_parameters
+
+from tinkering.errors import TinkeringError
+from tinkering.models import functional_forward_core, get_parallel_forward_pass_fn
+from tinkering.population import StackedPopulation
+
+
+def make_model(seed=7):
+    torch.manual_seed(seed)
+    model = nn.Sequential(
+        nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(16, 3)
+    )
+    model(torch.randn(8, 2, 4, 4))  # so that members differ in their statistics, too
+    return model.eval()
+
+
+def make_models(members=4):
+    return [make_model(seed) for seed in range(members)]
+
+
+def make_tied():
+    model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+    model[1].weight = model[0].weight
+    return model
+
+
+WIDTH = sum(p.numel() for p in make_model().parameters())
+X = torch.randn(5, 2, 4, 4, generator=torch.Generator().manual_seed(1))
+
+
+def message_of(build, *arguments, **named):
+    with pytest.raises(ValueError, match="needed") as caught:
+        build(*arguments, **named)
+    assert isinstance(caught.value, TinkeringError)
+    return str(caught.value)
+
+
+def matrices(width, max_members=6):
+    """Matrices of any bits, NaN and the infinities among them."""
+    return st.integers(1, max_members).flatmap(
+        lambda members: st.binary(min_size=4 * members * width, max_size=4 * members * width).map(
+            lambda raw: (
+                torch.frombuffer(bytearray(raw), dtype=torch.int32)
+                .view(torch.float32)
+                .reshape(members, width)
+            )
+        )
+    )
+
+
+def same_bits(a, b):
+    return a.dtype == b.dtype and torch.equal(a.view(torch.int32), b.view(torch.int32))
+
+
+class TestMembers:
+    def test_are_the_modules_they_were_built_from(self):
+        models = make_models()
+        for population in (
+            StackedPopulation.from_modules(models),
+            StackedPopulation(*stack_module_state(models)),
+            StackedPopulation(*stack_module_state(models), models[0]),
+        ):
+            assert len(population) == 4
+            for i, model in enumerate(models):
+                params, buffers = population[i]
+                held = {**params, **buffers}
+                expected = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+                assert list(held) == list(expected)
+                assert all(torch.equal(held[name], t) for name, t in expected.items())
+                assert not any(t.requires_grad for t in held.values())
+
+    def test_compute_what_the_modules_compute(self):
+        models = make_models()
+        population = StackedPopulation.from_modules(models)
+        for i, model in enumerate(models):
+            assert torch.equal(functional_call(models[0], population[i], (X,)), model(X))
+            assert torch.equal(functional_forward_core(models[0], population[i], X), model(X))
+            assert torch.equal(population.materialise(i)(X), model(X))
+        stacked = get_parallel_forward_pass_fn(models[0])(
+            (population.params, population.buffers), X
+        )
+        torch.testing.assert_close(stacked, torch.stack([model(X) for model in models]))
+
+    def test_from_modules_is_what_torch_stacks(self):
+        models = make_models()
+        population = StackedPopulation.from_modules(iter(models))
+        for held, expected in zip(
+            (population.params, population.buffers), stack_module_state(models), strict=True
+        ):
+            assert list(held) == list(expected)
+            assert all(torch.equal(held[name], t) for name, t in expected.items())
+            assert all(held[name].dtype == t.dtype for name, t in expected.items())
+        assert population.template is models[0]
+
+    def test_from_modules_copies_and_the_constructor_does_not(self):
+        models = make_models(2)
+        population = StackedPopulation.from_modules(models)
+        before = population.params["4.weight"].clone()
+        with torch.no_grad():
+            models[1][4].weight.zero_()
+        assert torch.equal(population.params["4.weight"], before)
+        params = {"w": torch.zeros(3, 2)}
+        assert StackedPopulation(params, {}).params["w"].data_ptr() == params["w"].data_ptr()
+
+    def test_buffers_alone(self):
+        norms = [nn.BatchNorm1d(2, affine=False) for _ in range(3)]
+        population = StackedPopulation.from_modules(norms)
+        assert len(population) == 3
+        assert population.to_vectors().shape == (3, 0)
+        again = StackedPopulation.from_vectors(norms[0], torch.zeros(3, 0))
+        assert len(again) == 3
+        assert torch.equal(again[2][1]["running_var"], torch.ones(2))
+
+    def test_the_models_order_whatever_the_order_given(self):
+        models = make_models()
+        params, buffers = stack_module_state(models)
+        turned = StackedPopulation(dict(reversed(params.items())), buffers, models[0])
+        assert list(turned.params) == list(params)
+        assert torch.equal(turned.to_vectors()[2], parameters_to_vector(models[2].parameters()))
+
+
+class TestVectors:
+    @given(vectors=matrices(WIDTH))
+    @settings(max_examples=25)
+    def test_there_and_back_bit_for_bit(self, vectors):
+        population = StackedPopulation.from_vectors(make_model(), vectors)
+        assert len(population) == len(vectors)
+        assert same_bits(population.to_vectors(), vectors)
+
+    @given(vectors=matrices(WIDTH, max_members=3))
+    @settings(max_examples=10)
+    def test_each_row_is_a_member_in_the_order_of_torch(self, vectors):
+        model = make_model()
+        population = StackedPopulation.from_vectors(model, vectors)
+        for i, vector in enumerate(vectors):
+            expected = make_model()
+            vector_to_parameters(vector.clone(), expected.parameters())
+            for name, p in expected.named_parameters():
+                assert same_bits(population[i][0][name], p.detach())
+            module = population.materialise(i)
+            assert same_bits(parameters_to_vector(module.parameters()).detach(), vector)
+
+    def test_of_modules(self):
+        models = make_models()
+        rows = torch.stack([parameters_to_vector(m.parameters()).detach() for m in models])
+        population = StackedPopulation.from_modules(models)
+        assert torch.equal(population.to_vectors(), rows)
+        again = StackedPopulation.from_vectors(models[0], rows, population.buffers)
+        for i, model in enumerate(models):
+            assert torch.equal(again.materialise(i)(X), model(X))
+
+    def test_parameters_are_views_of_the_matrix(self):
+        vectors = torch.randn(3, WIDTH)
+        population = StackedPopulation.from_vectors(make_model(), vectors)
+        held = {p.untyped_storage().data_ptr() for p in population.params.values()}
+        assert held == {vectors.untyped_storage().data_ptr()}
+        vectors[1] = 7
+        assert all(bool((p == 7).all()) for p in population[1][0].values())
+        assert population.to_vectors().data_ptr() != vectors.data_ptr()
+
+    def test_a_matrix_that_is_not_contiguous(self):
+        vectors = torch.randn(WIDTH, 3)
+        population = StackedPopulation.from_vectors(make_model(), vectors.T)
+        assert torch.equal(population.to_vectors(), vectors.T)
+
+    def test_the_models_buffers_serve_every_member_without_copies(self):
+        model = make_model()
+        population = StackedPopulation.from_vectors(model, torch.randn(3, WIDTH))
+        for name, own in model.named_buffers():
+            assert population.buffers[name].shape == (3, *own.shape)
+            assert population.buffers[name].data_ptr() == own.data_ptr()
+            assert torch.equal(population[2][1][name], own)
+
+    def test_dtype_and_history_of_the_matrix(self):
+        vectors = torch.randn(3, WIDTH, dtype=torch.float64, requires_grad=True)
+        population = StackedPopulation.from_vectors(make_model(), vectors)
+        assert {p.dtype for p in population.params.values()} == {torch.float64}
+        assert not any(p.requires_grad for p in population.params.values())
+
+    def test_scalars_and_empty_parameters(self):
+        shapes = {"a": (), "b": (0, 2), "c": (2,)}
+        model = nn.ParameterDict({name: torch.zeros(shape) for name, shape in shapes.items()})
+        vectors = torch.arange(6.0).reshape(2, 3)
+        population = StackedPopulation.from_vectors(model, vectors)
+        assert population[1][0]["a"] == 3
+        assert torch.equal(population.to_vectors(), vectors)
+
+    @pytest.mark.parametrize("shape", [(3, 134), (3, 136), (135,), (1, 3, 135)], ids=str)
+    def test_another_width(self, shape):
+        message = message_of(StackedPopulation.from_vectors, make_model(), torch.zeros(shape))
+        assert message == (
+            "vectors: needed a matrix of shape [members, 135], as the model has 135 parameters, "
+            f"got {list(shape)}."
+        )
+
+    def test_no_row(self):
+        message = message_of(StackedPopulation.from_vectors, make_model(), torch.zeros(0, WIDTH))
+        assert message == "vectors: needed at least one member, a row each, got none."
+
+    def test_a_single_set_of_buffers(self):
+        model = make_model()
+        vectors, own = torch.zeros(3, WIDTH), dict(model.named_buffers())
+        message = message_of(StackedPopulation.from_vectors, model, vectors, buffers=own)
+        assert message == "buffers: needed '1.num_batches_tracked' of shape [members, ...], got []."
+
+
+class TestTiedParameters:
+    def test_are_there_once_and_stay_tied(self):
+        models = [make_tied() for _ in range(3)]
+        population = StackedPopulation.from_modules(models)
+        assert list(population.params) == ["0.weight", "0.bias", "1.bias"]
+        module = population.materialise(1)
+        assert module[0].weight is module[1].weight
+        x = torch.randn(4, 3)
+        for i, model in enumerate(models):
+            assert torch.equal(population.materialise(i)(x), model(x))
+            assert torch.equal(functional_call(models[0], population[i], (x,)), model(x))
+
+    def test_as_vectors(self):
+        model = make_tied()
+        population = StackedPopulation.from_vectors(model, torch.randn(2, 15))
+        module = population.materialise(1)
+        assert module[0].weight is module[1].weight
+        expected = parameters_to_vector(module.parameters())
+        assert torch.equal(population.to_vectors()[1], expected)
+
+    def test_in_one_member_only(self):
+        models = [make_tied(), nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))]
+        assert message_of(StackedPopulation.from_modules, models) == (
+            "models: needed for member 1 the parts of member 0 and no other, "
+            "got a parameter '1.weight'."
+        )
+
+
+class TestSlices:
+    @given(start=st.integers(-14, 11), length=st.integers(1, 12), again=st.integers(0, 11))
+    @settings(max_examples=25)
+    def test_have_the_members_of_the_whole_and_its_memory(self, start, length, again):
+        whole = StackedPopulation({"w": torch.arange(24.0).reshape(12, 2)}, {"b": torch.arange(12)})
+        expected = range(12)[start:][:length]
+        part = whole[start:][:length]
+        assert part.members == expected
+        assert (len(part), part.size) == (len(expected), 12)
+        again = min(again, len(part) - 1)
+        nested = part[again:]
+        assert nested.members == expected[again:]
+        for i, position in enumerate(nested.members):
+            params, buffers = nested[i]
+            assert torch.equal(params["w"], whole[position][0]["w"])
+            assert params["w"].data_ptr() == whole[position][0]["w"].data_ptr()
+            assert buffers["b"].data_ptr() == whole[position][1]["b"].data_ptr()
+
+    def test_copy_nothing(self):
+        whole = StackedPopulation.from_modules(make_models())
+        part = whole[1:3]
+        for name, p in {**whole.params, **whole.buffers}.items():
+            view = {**part.params, **part.buffers}[name]
+            assert view.untyped_storage().data_ptr() == p.untyped_storage().data_ptr()
+            assert view.data_ptr() == p[1].data_ptr()
+        assert part.template is whole.template
+        assert torch.equal(part.to_vectors(), whole.to_vectors()[1:3])
+
+
+class TestMaterialise:
+    def test_is_independent(self):
+        models = make_models()
+        population = StackedPopulation.from_modules(models)
+        before = copy.deepcopy((population.params, population.buffers, models[0].state_dict()))
+        with torch.no_grad():
+            for tensor in population.materialise(0).state_dict().values():
+                tensor.zero_()
+        now = (population.params, population.buffers, models[0].state_dict())
+        for kept, held in zip(before, now, strict=True):
+            assert all(torch.equal(kept[name], t) for name, t in held.items())
+
+    @pytest.mark.parametrize("training", [True, False])
+    def test_has_the_templates_mode(self, training):
+        models = [model.train(training) for model in make_models()]
+        assert StackedPopulation.from_modules(models).materialise(1).training is training
+        other = make_model().train(not training)
+        module = StackedPopulation.from_modules(models).materialise(1, other)
+        assert module.training is not training
+        assert torch.equal(module[4].weight, models[1][4].weight)
+
+    def test_from_a_skeleton_on_meta(self):
+        models = make_models()
+        skeleton = copy.deepcopy(models[0]).to("meta")
+        population = StackedPopulation(*stack_module_state(models), skeleton)
+        assert torch.equal(population.materialise(2)(X), models[2](X))
+
+    def test_without_a_module(self):
+        population = StackedPopulation({"w": torch.zeros(2, 3)}, {})
+        assert message_of(population.materialise, 0) == (
+            "model: needed a module, because this population was built from parameters alone, "
+            "got None. Call materialise(index, model)."
+        )
+
+
+class TestBuffers:
+    def test_other_buffers_for_the_same_members(self):
+        population = StackedPopulation.from_modules(make_models())
+        other = population.with_buffers({name: b + 1 for name, b in population.buffers.items()})
+        for i in range(4):
+            assert torch.equal(other[i][0]["4.weight"], population[i][0]["4.weight"])
+            for name, b in population[i][1].items():
+                assert torch.equal(other[i][1][name], b + 1)
+        mean = other.buffers["1.running_mean"]
+        assert torch.equal(other[2:].materialise(0)[1].running_mean, mean[2])
+
+    def test_of_a_part(self):
+        population = StackedPopulation.from_modules(make_models())
+        part = population[1:3].with_buffers(population[2:4].buffers)
+        assert part.members == range(1, 3)
+        assert torch.equal(part[0][1]["1.running_var"], population[2][1]["1.running_var"])
+
+    def test_where_there_were_none(self):
+        population = StackedPopulation({"w": torch.zeros(2, 3)}, {})
+        other = population.with_buffers({"b": torch.arange(2)})
+        assert other[1][1]["b"] == 1
+        assert population[1][1] == {}
+
+    @pytest.mark.parametrize("with_a_model", [True, False])
+    def test_that_do_not_fit(self, with_a_model):
+        state = stack_module_state(make_models())
+        population = StackedPopulation(*state, make_model() if with_a_model else None)
+        fitting, replace = state[1], population.with_buffers
+        assert message_of(replace, {**fitting, "1.running_mean": torch.zeros(3, 4)}) == (
+            "buffers: needed 4 members along the first axis of '1.running_mean', "
+            "as this population has, got 3."
+        )
+        assert message_of(replace, {**fitting, "1.running_mean": torch.zeros(4)}) == (
+            "buffers: needed '1.running_mean' of shape [4, 4], as the model's, got [4]."
+        )
+        assert message_of(replace, {**fitting, "other": torch.zeros(4)}) == (
+            "buffers: needed only buffers that the model has, got 'other'."
+        )
+        del fitting["1.running_var"]
+        assert message_of(replace, fitting) == (
+            "buffers: needed a tensor for the model's '1.running_var', got none."
+        )
+
+
+W, B = torch.zeros(3, 4, 8), torch.zeros(3, 4)
+
+
+class TestMistakes:
+    @pytest.mark.parametrize(
+        ("params", "buffers", "message"),
+        [
+            ({}, {}, "params: needed at least one parameter or buffer, got none."),
+            (
+                {"weight": W, "bias": torch.zeros(2, 4)},
+                {},
+                "params: needed 3 members along the first axis of 'bias', as 'weight' has, got 2.",
+            ),
+            (
+                {"weight": W},
+                {"mean": torch.zeros(4)},
+                "buffers: needed 3 members along the first axis of 'mean', as 'weight' has, got 4.",
+            ),
+            (
+                {"weight": torch.zeros(0, 4)},
+                {},
+                "params: needed at least one member along the first axis of 'weight', got 0.",
+            ),
+            (
+                {},
+                {"mean": torch.zeros(0, 4)},
+                "buffers: needed at least one member along the first axis of 'mean', got 0.",
+            ),
+            (
+                {"weight": W, "bias": [1.0, 2.0]},
+                {},
+                "params: needed a tensor for 'bias', got list.",
+            ),
+            (
+                {"weight": W},
+                {"mean": B, "count": 3},
+                "buffers: needed a tensor for 'count', got int.",
+            ),
+            (
+                {"weight": torch.tensor(1.0)},
+                {},
+                "params: needed 'weight' of shape [members, ...], got [].",
+            ),
+        ],
+    )
+    def test_tensors(self, params, buffers, message):
+        assert message_of(StackedPopulation, params, buffers) == message
+
+    @pytest.mark.parametrize(
+        ("params", "buffers", "message"),
+        [
+            ({"weight": W}, {}, "params: needed a tensor for the model's 'bias', got none."),
+            (
+                {"weight": W, "bias": B, "scale": B},
+                {},
+                "params: needed only params that the model has, got 'scale'.",
+            ),
+            (
+                {"weight": W, "bias": torch.zeros(3, 5)},
+                {},
+                "params: needed 'bias' of shape [3, 4], as the model's, got [3, 5].",
+            ),
+            (
+                {"weight": W, "bias": B},
+                {"mean": B},
+                "buffers: needed only buffers that the model has, got 'mean'.",
+            ),
+        ],
+    )
+    def test_another_model(self, params, buffers, message):
+        assert message_of(StackedPopulation, params, buffers, nn.Linear(8, 4)) == message
+
+    def test_a_models_buffers_left_out(self):
+        params, _ = stack_module_state(make_models())
+        assert message_of(StackedPopulation, params, {}, make_model()) == (
+            "buffers: needed a tensor for the model's '1.running_mean', got none."
+        )
+
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            (
+                lambda model: model.__setitem__(0, nn.Conv2d(2, 3, 3)),
+                "a parameter '0.weight' of shape [4, 2, 3, 3], as member 0 has, got [3, 2, 3, 3].",
+            ),
+            (
+                lambda model: model[4].double(),
+                "a parameter '4.weight' of dtype torch.float32, as member 0 has, "
+                "got torch.float64.",
+            ),
+            (
+                lambda model: model[4].to("meta"),
+                "a parameter '4.weight' on device cpu, as member 0 has, got meta.",
+            ),
+            (
+                lambda model: model[4].register_parameter("bias", None),
+                "a parameter '4.bias', as member 0 has, got none.",
+            ),
+            (
+                lambda model: model.register_parameter("scale", nn.Parameter(torch.ones(1))),
+                "the parts of member 0 and no other, got a parameter 'scale'.",
+            ),
+            (
+                lambda model: model[1].register_buffer("running_var", torch.ones(1)),
+                "a buffer '1.running_var' of shape [4], as member 0 has, got [1].",
+            ),
+            (
+                lambda model: model[1].register_buffer("running_mean", torch.zeros(4).half()),
+                "a buffer '1.running_mean' of dtype torch.float32, as member 0 has, "
+                "got torch.float16.",
+            ),
+            (
+                lambda model: model.register_buffer("count", torch.ones(1)),
+                "the parts of member 0 and no other, got a buffer 'count'.",
+            ),
+            (
+                lambda model: model[1].train(),
+                "a submodule '1' in eval mode, as member 0 has, got train mode.",
+            ),
+            (
+                lambda model: setattr(model, "training", True),
+                "a module in eval mode, as member 0 has, got train mode.",
+            ),
+            (
+                lambda model: model.__setitem__(2, nn.Tanh().eval()),
+                "a submodule '2' of type ReLU, as member 0 has, got Tanh.",
+            ),
+        ],
+    )
+    @pytest.mark.parametrize("member", [1, 2])
+    def test_modules_that_differ(self, change, message, member):
+        models = make_models()
+        change(models[member])
+        assert message_of(StackedPopulation.from_modules, models) == (
+            f"models: needed for member {member} {message}"
+        )
+
+    def test_modules_of_another_class(self):
+        class Net(nn.Linear):
+            pass
+
+        assert message_of(StackedPopulation.from_modules, [nn.Linear(2, 2), Net(2, 2)]) == (
+            "models: needed for member 1 a module of type Linear, as member 0 has, got "
+            f"{Net.__qualname__}."
+        )
+
+    def test_no_modules(self):
+        message = message_of(StackedPopulation.from_modules, [])
+        assert message == "models: needed at least one module, got none."
+        # As an iterator, into which beartype does not look before our own check does.
+        message = message_of(StackedPopulation.from_modules, iter([nn.Linear(2, 2), "linear"]))
+        assert message == "models: needed a module for member 1, got str."

@@ -1,0 +1,54 @@
+"""Weights that are no numbers are refused before anything is computed with them."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from tinkering.errors import ArgumentError
+from tinkering.population import PerturbedPopulation, Population, StackedPopulation
+
+
+def require_finite(population: Population) -> None:
+    """Refuse a population with a parameter that is NaN or infinite.
+
+    Raises:
+        ArgumentError: (a ``ValueError``) it names the parameter, and the member if members have
+            weights of their own.
+
+    Example:
+        >>> from torch import nn
+        >>> model = nn.Linear(1, 1)
+        >>> _ = nn.init.constant_(model.weight, float("nan"))
+        >>> require_finite(PerturbedPopulation(model, size=2, sigma=0.1))
+        Traceback (most recent call last):
+        tinkering.errors.ArgumentError: population: needed finite weights, got nan in 'weight' of
+        the centre.
+    """
+    if isinstance(population, PerturbedPopulation):
+        for name, value in population.params.items():
+            bad = _first_bad(value.reshape(1, -1))
+            if bad is not None:
+                _refuse(f"{bad[1]} in {name!r} of the centre")
+    elif isinstance(population, StackedPopulation):
+        for name, value in population.params.items():
+            bad = _first_bad(value.reshape(len(value), -1))
+            if bad is not None:
+                _refuse(f"{bad[1]} in {name!r} of member {bad[0]}")
+
+
+def _first_bad(rows: Tensor) -> tuple[int, float] | None:
+    """Return the row and the value of the first number that is not finite."""
+    # A sum is one pass without a tensor of its size; only a strange one is looked into.
+    sums = rows.sum(1)
+    if bool(torch.isfinite(sums).all()):
+        return None
+    bad = (~torch.isfinite(rows)).nonzero()
+    if not len(bad):
+        return None
+    row, column = bad[0].tolist()
+    return row, rows[row, column].item()
+
+
+def _refuse(came: str) -> None:
+    raise ArgumentError("population", "finite weights", came)

@@ -1,0 +1,283 @@
+"""A fused layer with one set of weights: folded, cast and packed, then called on images."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx
+
+from tinkering.evaluation.graph import LINEAR, NORM, Fused, arguments
+from tinkering.evaluation.onednn import FusedConv, Geometry
+from tinkering.native import correction
+from tinkering.native.correction import Shape
+
+Values = Mapping[str, Tensor]
+"""The tensor behind each placeholder of a captured graph."""
+
+
+@dataclass(frozen=True)
+class Affine:
+    """A scale and a shift for every channel, in float32."""
+
+    scale: Tensor
+    """``[out]``"""
+    shift: Tensor
+    """``[out]``: what is added in the end."""
+
+
+@dataclass(frozen=True)
+class Folded(Affine):
+    """A layer with the norm behind it as one weight and one shift, in float32."""
+
+    weight: Tensor
+    """As the layer's, multiplied by `scale`, which is what the norm multiplies by."""
+
+
+def fold(step: Fused, values: Values, scaled: bool = True) -> Folded:
+    """Return a convolution or linear layer and its norm as one.
+
+    Args:
+        step: the layer.
+        values: its weights and statistics.
+        scaled: False leaves out the norm's own scale and shift, for a caller who adds them.
+    """
+    weight = values[step.given["weight"].name]
+    bias = _value(step.given["bias"], values)
+    ones = weight.new_ones(len(weight))
+    if step.norm is None:
+        return Folded(ones, torch.zeros_like(ones) if bias is None else bias, weight)
+    norm = fold_norm(step.norm, values, scaled)
+    shift = norm.shift if bias is None else norm.shift + bias * norm.scale
+    return Folded(norm.scale, shift, weight * norm.scale.view(-1, *[1] * (weight.dim() - 1)))
+
+
+def fold_norm(norm: fx.Node, values: Values, scaled: bool = True) -> Affine:
+    """Return what a batch norm in eval mode multiplies by and adds; `scaled` is as in `fold`."""
+    given = arguments(norm)
+    mean, variance = (values[given[key].name] for key in ("running_mean", "running_var"))
+    scale = torch.rsqrt(variance + given["eps"])
+    shift = torch.zeros_like(scale)
+    if scaled:
+        own_scale, own_shift = (_value(given[key], values) for key in ("weight", "bias"))
+        scale = scale if own_scale is None else scale * own_scale
+        shift = shift if own_shift is None else own_shift
+    return Affine(scale, shift - mean * scale)
+
+
+class ConvLayer:
+    """A convolution in one, two or three dimensions.
+
+    Args:
+        step: where it stands.
+        folded: its weights.
+        relu: whether the result is rectified.
+        dtype: of the computation.
+    """
+
+    def __init__(self, step: Fused, folded: Folded, relu: bool, dtype: torch.dtype) -> None:
+        given = step.given
+        stride, padding, dilation = (tuple(given[key]) for key in ("stride", "padding", "dilation"))
+        geometry = Geometry(stride, padding, dilation, given["groups"])
+        weight = folded.weight
+        self._flat = weight.dim() == 3
+        if self._flat:  # along a line: an image of one row
+            weight = weight.unsqueeze(2)
+            geometry = Geometry(
+                (1, *geometry.stride),
+                (0, *geometry.padding),
+                (1, *geometry.dilation),
+                geometry.groups,
+            )
+        self.geometry = geometry
+        self.kernel = tuple(weight.shape[2:])
+        self.outputs = len(weight)
+        self._dtype = dtype
+        self._relu = relu
+        self._weight, self._shift = weight.to(dtype), folded.shift.to(dtype)
+        self._conv = FusedConv(self._weight, self._shift, geometry, relu)
+
+    def result(self, x: Tensor) -> tuple[int, ...]:
+        """Return height and width of the result for what `enter` returned."""
+        walk = self.geometry
+        return tuple(
+            (size + 2 * pad - spread * (taps - 1) - 1) // stride + 1
+            for size, taps, stride, pad, spread in zip(
+                x.shape[2:], self.kernel, walk.stride, walk.padding, walk.dilation, strict=True
+            )
+        )
+
+    def shape(self, x: Tensor) -> Shape:
+        """Return what a convolution over images does to what `enter` returned."""
+        walk = self.geometry
+        pairs = (tuple(x.shape[2:]), self.result(x), self.kernel)
+        walked = (walk.stride, walk.padding, walk.dilation)
+        return Shape(x.shape[1], self.outputs, *map(_two, (*pairs, *walked)))
+
+    def enter(self, x: Tensor) -> Tensor:
+        """Return the input as the layer computes on it."""
+        x = x.unsqueeze(2) if self._flat else x
+        if x.dim() == 5:
+            return x.to(self._dtype)
+        return x.to(self._dtype, memory_format=torch.channels_last)
+
+    def leave(self, out: Tensor) -> Tensor:
+        """Return the result with the axes that the layer's has."""
+        return out.squeeze(2) if self._flat else out
+
+    def compute(self, x: Tensor, other: Tensor | None) -> Tensor:
+        """Return the result for what `enter` returned; `other` is added, and overwritten."""
+        if x.dim() == 4:
+            return self._conv(x, other)
+        out = F.conv3d(
+            x,
+            self._weight,
+            self._shift,
+            self.geometry.stride,
+            self.geometry.padding,
+            self.geometry.dilation,
+            self.geometry.groups,
+        )
+        return _finished(out, other, self._relu)
+
+    def __call__(self, x: Tensor, residual: Tensor | None, overwrite: bool) -> Tensor:
+        """Return ``relu(conv(x) + residual)``.
+
+        Args:
+            x: ``[images, in, ...]``.
+            residual: added before the rectifier.
+            overwrite: whether the residual's memory may hold the result.
+        """
+        other = None
+        if residual is not None:
+            other = self.enter(residual)
+            if not overwrite and other.data_ptr() == residual.data_ptr():
+                other = other.clone()
+        return self.leave(self.compute(self.enter(x), other))
+
+
+class LinearLayer:
+    """A linear layer: the arguments are those of `ConvLayer`."""
+
+    def __init__(self, folded: Folded, relu: bool, dtype: torch.dtype) -> None:
+        self.outputs = len(folded.weight)
+        self._dtype = dtype
+        self._relu = relu
+        self._weight, self._shift = folded.weight.to(dtype), folded.shift.to(dtype)
+
+    def enter(self, x: Tensor) -> Tensor:
+        """Return the input as the layer computes on it."""
+        return x.to(self._dtype).contiguous()
+
+    def leave(self, out: Tensor) -> Tensor:
+        """Return the result as it is."""
+        return out
+
+    def compute(self, x: Tensor, other: Tensor | None) -> Tensor:
+        """Return the result for what `enter` returned; `other` is added."""
+        return _finished(F.linear(x, self._weight, self._shift), other, self._relu)
+
+    def __call__(self, x: Tensor, residual: Tensor | None, overwrite: bool) -> Tensor:
+        """Return ``relu(x @ weight.T + shift + residual)``, as `ConvLayer` does."""
+        del overwrite  # the product is a tensor of its own
+        return self.compute(self.enter(x), residual)
+
+
+class NormLayer:
+    """A batch norm that stands alone: a scale and a shift for every channel.
+
+    Args:
+        folded: its scale and shift.
+        relu: whether the result is rectified.
+        dtype: of the computation.
+    """
+
+    def __init__(self, folded: Affine, relu: bool, dtype: torch.dtype) -> None:
+        self._folded = folded
+        self._relu = relu
+        self._dtype = dtype
+
+    def __call__(self, x: Tensor, residual: Tensor | None, overwrite: bool) -> Tensor:
+        """Return ``relu(x * scale + shift + residual)``."""
+        del overwrite
+        first = torch.zeros(len(x), dtype=torch.int64, device=x.device)
+        x = x.to(self._dtype)
+        return affine(x, residual, self._folded, (None, None), self._relu, first, first.float(), 0)
+
+
+def affine(
+    x: Tensor,
+    residual: Tensor | None,
+    folded: Affine,
+    noise: tuple[Tensor | None, Tensor | None],
+    relu: bool,
+    rows: Tensor,
+    signs: Tensor,
+    sigma: float,
+) -> Tensor:
+    """Return ``relu(x * scale + shift + residual)``, where members have noise of their own.
+
+    Args:
+        x: ``[images, channels, ...]``.
+        residual: of the same shape, or None.
+        folded: scale and shift of the centre.
+        noise: of the scale and of the shift, ``[pairs, channels]`` each, or None.
+        relu: whether the result is rectified.
+        rows: ``[images]``: the row of each image's pair.
+        signs: ``[images]``: of each image's member.
+        sigma: multiplies the noise.
+    """
+    scale, shift = folded.scale, folded.shift
+    if x.dim() == 4 and correction.available(x):
+        x = x.contiguous(memory_format=torch.channels_last)
+        if residual is not None:
+            residual = residual.to(x.dtype, memory_format=torch.channels_last)
+        out = torch.empty_like(x)
+        correction.affine(
+            x, residual, out, scale, noise[0], shift, noise[1], sigma, relu, rows, signs
+        )
+        return out
+    amount = (signs * sigma).unsqueeze(1)
+    scales = scale if noise[0] is None else scale + noise[0][rows] * amount
+    shifts = shift if noise[1] is None else shift + noise[1][rows] * amount
+    spread = (-1, len(scale), *[1] * (x.dim() - 2))
+    out = torch.addcmul(shifts.view(spread), x.float(), scales.view(spread))
+    return _finished(out.to(x.dtype), residual, relu)
+
+
+Layer = ConvLayer | LinearLayer | NormLayer
+
+
+def layer(step: Fused, values: Values, dtype: torch.dtype) -> Layer:
+    """Return a fused step, ready to be called with images.
+
+    Args:
+        step: where the layer stands.
+        values: its weights and statistics.
+        dtype: of the computation.
+    """
+    if step.layer.target is NORM:
+        return NormLayer(fold_norm(step.layer, values), step.relu, dtype)
+    folded = fold(step, values)
+    if step.layer.target is LINEAR:
+        return LinearLayer(folded, step.relu, dtype)
+    return ConvLayer(step, folded, step.relu, dtype)
+
+
+def _finished(out: Tensor, other: Tensor | None, relu: bool) -> Tensor:
+    """Return a result of one's own, completed in place."""
+    if other is not None:
+        out += other
+    return out.relu_() if relu else out
+
+
+def _value(node: fx.Node | Any, values: Values) -> Tensor | None:
+    return None if node is None else values[node.name]
+
+
+def _two(numbers: tuple[int, ...]) -> tuple[int, int]:
+    first, second = numbers
+    return first, second

@@ -1,0 +1,222 @@
+"""Fused layers of many members: the centre's layer, plus what each image's member adds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tinkering.evaluation.graph import LINEAR, Fused, arguments
+from tinkering.evaluation.layers import (
+    Affine,
+    ConvLayer,
+    LinearLayer,
+    Values,
+    affine,
+    fold,
+    fold_norm,
+)
+from tinkering.evaluation.memberwise import (
+    correction,
+    grouped_correction,
+    layer_noise,
+    of_members,
+)
+from tinkering.evaluation.placement import Placement
+from tinkering.native.correction import Shape
+from tinkering.noise import Factors
+
+
+@dataclass(frozen=True)
+class Tile:
+    """The members that a batch of images belongs to."""
+
+    noise: Mapping[str, Factors]
+    """Of each evolving parameter, a row a pair."""
+    rows: Tensor
+    """``[images]``: the row of each image's pair."""
+    signs: Tensor
+    """``[images]``: the sign of each image's member."""
+    sigma: float
+    batch: int
+    """Images a member; those of a member lie beside each other."""
+
+    def vector(self, name: str | None) -> Tensor | None:
+        """Return the noise of a vector, ``[pairs, length]``; None where there is none."""
+        return None if name is None else self.noise[name].dense()
+
+
+@dataclass(frozen=True)
+class Names:
+    """The evolving parameters of a fused step; None for one that does not evolve."""
+
+    weight: str | None
+    bias: str | None
+    scale: str | None
+    """The norm's weight."""
+    shift: str | None
+    """The norm's bias."""
+
+    def any(self) -> bool:
+        """Return whether any of them evolves."""
+        return any(name is not None for name in (self.weight, self.bias, self.scale, self.shift))
+
+
+class MemberLayer:
+    """A convolution or linear layer with its norm, residual and rectifier.
+
+    Args:
+        step: where it stands.
+        names: its evolving parameters.
+        values: the centre's weights and statistics.
+        dtype: of the computation.
+        placement: where the images are in its input.
+    """
+
+    def __init__(
+        self,
+        step: Fused,
+        names: Names,
+        values: Values,
+        dtype: torch.dtype,
+        placement: Placement,
+    ) -> None:
+        self._names, self._relu, self._placement = names, step.relu, placement
+        # A scale of each member's own comes after the convolution, and with it all else.
+        self._after = own_affine(step, values) if names.scale is not None else None
+        self._folded = fold(step, values, scaled=self._after is None)
+        relu = step.relu and self._after is None
+        self._layer: ConvLayer | LinearLayer = (
+            LinearLayer(self._folded, relu, dtype)
+            if step.layer.target is LINEAR
+            else ConvLayer(step, self._folded, relu, dtype)
+        )
+
+    def __call__(self, tile: Tile, x: Tensor, residual: Tensor | None, overwrite: bool) -> Tensor:
+        """Return the layer's result for a tile.
+
+        Args:
+            tile: the members.
+            x: the layer's input.
+            residual: added before the rectifier.
+            overwrite: whether the residual's memory may hold the result.
+        """
+        if not self._placement.is_first:
+            x = self._placement.first(x, len(tile.rows))
+            if residual is not None:
+                residual = self._placement.first(residual, len(tile.rows))
+        layer = self._layer
+        x = layer.enter(x)
+        held = None if residual is None else layer.enter(residual)
+        if self._after is None:
+            out = layer.compute(x, self._added(tile, x, held, residual if overwrite else None))
+        else:
+            out = layer.compute(x, self._added(tile, x, None, None))
+            noise = tile.vector(self._names.scale), tile.vector(self._names.shift)
+            out = affine(
+                out, held, self._after, noise, self._relu, tile.rows, tile.signs, tile.sigma
+            )
+        out = layer.leave(out)
+        return out if self._placement.is_first else self._placement.back(out)
+
+    def _added(
+        self, tile: Tile, x: Tensor, residual: Tensor | None, free: Tensor | None
+    ) -> Tensor | None:
+        """Return what members add and the residual, in memory of its own."""
+        shift, shift_scale = self._shift_noise(tile)
+        if self._names.weight is None and shift is None:
+            shared = residual is not None and free is None
+            return residual.clone() if shared and residual is not None else residual
+        weight = None if self._names.weight is None else tile.noise[self._names.weight]
+        scale = self._folded.scale * tile.sigma
+        if isinstance(self._layer, LinearLayer):
+            # Rows of features are an image of one line, whose channels lie side by side.
+            pixels = x.reshape(len(x), 1, -1, x.shape[-1]).permute(0, 3, 1, 2)
+            line = (1, pixels.shape[3])
+            shape = Shape(x.shape[-1], self._layer.outputs, line, line)
+            noise = layer_noise(weight, scale, shift, shift_scale)
+            other = correction(pixels, None, shape, noise, tile.rows, tile.signs)
+            other = other.permute(0, 2, 3, 1).reshape(*x.shape[:-1], -1)
+            return other if residual is None else other.add_(residual)
+        if self._layer.geometry.groups == 1 and x.dim() == 4:
+            noise = layer_noise(weight, scale, shift, shift_scale)
+            return correction(x, residual, self._layer.shape(x), noise, tile.rows, tile.signs)
+        return self._grouped(self._layer, tile, x, weight, shift, shift_scale, residual)
+
+    def _grouped(
+        self,
+        layer: ConvLayer,
+        tile: Tile,
+        x: Tensor,
+        weight: Factors | None,
+        shift: Tensor | None,
+        shift_scale: Tensor,
+        residual: Tensor | None,
+    ) -> Tensor:
+        spread = [1] * (x.dim() - 2)
+        shape = (len(x), layer.outputs, *layer.result(x))
+        other = torch.zeros(shape, dtype=x.dtype, device=x.device)
+        if x.dim() == 4:
+            other = other.contiguous(memory_format=torch.channels_last)
+        if weight is not None:
+            dense = of_members(weight, tile.rows, tile.signs, tile.sigma)
+            dense = dense.unsqueeze(3) if dense.dim() < x.dim() + 1 else dense  # along a line
+            dense = dense * self._folded.scale.view(1, -1, 1, *spread)
+            other += grouped_correction(x, dense.to(x.dtype), layer.geometry)
+        if shift is not None:
+            vector = shift[tile.rows] * shift_scale * tile.signs.unsqueeze(1)
+            other += vector.view(*vector.shape, *spread).to(x.dtype)
+        return other if residual is None else other.add_(residual)
+
+    def _shift_noise(self, tile: Tile) -> tuple[Tensor | None, Tensor]:
+        """Return the noise of what is added to the outputs, and what it is multiplied by."""
+        bias = tile.vector(self._names.bias)
+        shift = None if self._after is not None else tile.vector(self._names.shift)
+        sigma = torch.full_like(self._folded.scale, tile.sigma)
+        if bias is None:
+            return shift, sigma
+        if shift is None:
+            return bias, self._folded.scale * tile.sigma
+        return bias * self._folded.scale + shift, sigma
+
+
+class MemberNorm:
+    """A batch norm that stands alone, with every member's scale and shift.
+
+    The arguments are those of `MemberLayer`.
+    """
+
+    def __init__(self, step: Fused, names: Names, values: Values, dtype: torch.dtype) -> None:
+        self._names, self._relu, self._dtype = names, step.relu, dtype
+        self._unscaled = fold_norm(step.layer, values, scaled=False)
+        self._own = own_affine(step, values)
+
+    def __call__(self, tile: Tile, x: Tensor, residual: Tensor | None, overwrite: bool) -> Tensor:
+        """Return the norm's result for a tile, as `MemberLayer` does."""
+        del overwrite
+        inverse, offset = self._unscaled.scale, self._unscaled.shift
+        scale, shift = tile.vector(self._names.scale), tile.vector(self._names.shift)
+        # scale_i (x inverse + offset) + shift_i, as one multiplication and one addition
+        own = self._own
+        folded = Affine(own.scale * inverse, own.shift + own.scale * offset)
+        if scale is not None:
+            shift = scale * offset if shift is None else shift + scale * offset
+            scale = scale * inverse
+        x = x.to(self._dtype)
+        noise = (scale, shift)
+        return affine(x, residual, folded, noise, self._relu, tile.rows, tile.signs, tile.sigma)
+
+
+def own_affine(step: Fused, values: Values) -> Affine:
+    """Return the scale and shift that are a norm's own parameters, without its statistics."""
+    norm = step.layer if step.norm is None else step.norm
+    given: dict[str, Any] = arguments(norm)
+    mean = values[given["running_mean"].name]
+    weight, bias = (given[key] for key in ("weight", "bias"))
+    return Affine(
+        torch.ones_like(mean) if weight is None else values[weight.name],
+        torch.zeros_like(mean) if bias is None else values[bias.name],
+    )

@@ -1,0 +1,78 @@
+"""Where the images are in a value of a captured graph."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, fx
+
+_aten = torch.ops.aten
+_MERGES = (_aten.reshape.default, _aten.view.default, _aten.flatten.using_ints)
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Images along an axis, or inside one: it counts ``outer * images * inner``."""
+
+    axis: int
+    outer: int = 1
+    inner: int = 1
+
+    @property
+    def is_first(self) -> bool:
+        """Whether the first axis is that of the images."""
+        return self.axis == 0 and self.outer == self.inner == 1
+
+    def first(self, x: Tensor, images: int) -> Tensor:
+        """Return `x` with the images along the first axis, and nothing else on it.
+
+        Example:
+            >>> x = torch.arange(12).view(6, 2)  # [3 tokens x 2 images, features]
+            >>> Placement(0, outer=3).first(x, images=2).shape
+            torch.Size([2, 3, 1, 2])
+        """
+        sizes = [*x.shape[: self.axis], self.outer, images, self.inner]
+        split = x.reshape(*sizes, *x.shape[self.axis + 1 :])
+        return split.movedim(self.axis + 1, 0)
+
+    def back(self, x: Tensor) -> Tensor:
+        """Return what `first` returned as it was."""
+        return x.movedim(0, self.axis + 1).flatten(self.axis, self.axis + 2)
+
+
+def place_images(node: fx.Node, images: fx.Node) -> Placement | None:
+    """Return where the images are in a node's value; None where it cannot be told.
+
+    Args:
+        node: any node of a graph that ``torch.export`` captured for any number of images.
+        images: the placeholder of the images.
+    """
+    count = str(images.meta["val"].shape[0])  # a symbol; equal text is an equal number
+    sizes = [str(size) for size in _shape(node)]
+    if sizes.count(count) == 1:
+        return Placement(sizes.index(count))
+    if node.target not in _MERGES or count in sizes:
+        return None
+    source = node.all_input_nodes[0]
+    before = [str(size) for size in _shape(source)]
+    merged = [axis for axis, size in enumerate(_shape(node)) if not isinstance(size, int)]
+    if before.count(count) != 1 or len(merged) != 1:
+        return None
+    # [7, images, 4] -> [7 * images, 4]: what stood before the images now lies outside them.
+    at, axis = before.index(count), merged[0]
+    left, right = _shape(source)[:at], _shape(source)[at + 1 :]
+    outside, inside = _shape(node)[:axis], _shape(node)[axis + 1 :]
+    outer, rest = divmod(_product(left), _product(outside))
+    inner, more = divmod(_product(right), _product(inside))
+    return None if rest or more else Placement(axis, outer, inner)
+
+
+def _product(sizes: tuple[int | torch.SymInt, ...]) -> int:
+    return math.prod(int(size) for size in sizes)
+
+
+def _shape(node: fx.Node) -> tuple[int | torch.SymInt, ...]:
+    value = node.meta.get("val")
+    return tuple(value.shape) if isinstance(value, Tensor) else ()

@@ -1,0 +1,155 @@
+"""How an evaluation will be done: which engine, in which portions, in how much memory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from tinkering.errors import ArgumentError
+from tinkering.evaluation import memory
+from tinkering.evaluation.job import Job, Tiles
+from tinkering.population import PerturbedPopulation, Population
+
+_CACHE = 3 << 20
+"""Bytes of a tile's largest activation: larger ones leave the processor's caches."""
+_MOST_IMAGES = 512
+_MIB = 1 << 20
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How an evaluation is done, and why so.
+
+    Example:
+        >>> from torch import nn
+        >>> from tinkering import PerturbedPopulation, plan
+        >>> model = nn.Linear(8, 4)
+        >>> plan(model, PerturbedPopulation(model, 64, 0.1), torch.zeros(5, 8)).engine
+        'factored'
+    """
+
+    engine: str
+    """``"factored"``, ``"sequential"`` or ``"vmapped"``."""
+    reason: str
+    """Why this engine."""
+    tiles: Tiles
+    """Members and images at a time, and threads."""
+    dtype: torch.dtype
+    needed: int
+    """Bytes that the evaluation takes beyond the population, the module and `x`, at most."""
+    budget: int
+    """Bytes that it may take."""
+    notes: tuple[str, ...] = ()
+    """What else is worth knowing, such as what could not be made fast."""
+
+    def __str__(self) -> str:
+        tiles = self.tiles
+        lines = [
+            f"engine {self.engine}: {self.reason}",
+            f"{tiles.members} members x {tiles.images} images a tile, {tiles.threads} threads, "
+            f"{str(self.dtype).removeprefix('torch.')}",
+            f"about {self.needed / _MIB:,.0f} MiB of {self.budget / _MIB:,.0f} MiB",
+        ]
+        return "\n".join([*lines, *self.notes])
+
+
+def make_plan(job: Job, engine: str, reason: str, budget: int | None, keeps_logits: bool) -> Plan:
+    """Return the plan for a job: tiles that fit the caches and the budget.
+
+    Args:
+        job: what is to be evaluated.
+        engine: which engine does it.
+        reason: why this one.
+        budget: bytes; None for half of what is free.
+        keeps_logits: whether all members' logits are held in the end.
+
+    Raises:
+        ArgumentError: (a ``ValueError``) not even the smallest tile fits the budget.
+    """
+    budget = memory.default_budget() if budget is None else budget
+    members, batch = job.batches.shape[:2]
+    sizes = _Sizes(job, engine, keeps_logits)
+    limit = sizes.images_in_cache()
+    whole = engine == "vmapped" or job.program is None or job.program.captured.coupled
+    images = batch if whole or job.random else min(batch, limit)
+    per_tile = 1 if engine == "sequential" else min(members, max(1, limit // batch))
+    threads = 1 if engine == "vmapped" or job.random else torch.get_num_threads()
+    tiles = Tiles(per_tile, images, min(threads, -(-members // per_tile)))
+    while sizes.needed(tiles) > budget:
+        smaller = _smaller(tiles, whole)
+        if smaller is None:
+            raise ArgumentError(
+                "memory",
+                f"at least {sizes.needed(tiles):,} bytes, for "
+                f"{'a batch' if whole else 'one image'} of one member",
+                f"{budget:,}",
+                "Give it more, or evaluate in smaller batches." if whole else "",
+            )
+        tiles = smaller
+    return Plan(engine, reason, tiles, job.dtype, sizes.needed(tiles), budget, _notes(job))
+
+
+class _Sizes:
+    """Bytes of what an evaluation holds."""
+
+    def __init__(self, job: Job, engine: str, keeps_logits: bool) -> None:
+        self._engine = engine
+        self._dtype = job.dtype
+        own = job.own.values()
+        # float32, and a copy that is folded, cast and packed
+        self._weights = sum(value.numel() for value in own) * (4 + 2 * job.dtype.itemsize)
+        program = job.program
+        if program is None:
+            # Nothing is known of its values: as many as weights, or some times the input.
+            image = job.batches[0, 0].numel() * 4
+            self._image = max(64 * image, self._weights // 8)
+            self._largest, self._output = 16 * image // 4, image
+        else:
+            self._image = memory.bytes_per_image(program)
+            self._largest = memory.largest_value(program)
+            self._output = memory.output_size(program)
+        members, batch = job.batches.shape[:2]
+        self._logits = members * batch * self._output if keeps_logits else members * 4
+        self._noise = 2 * _noise_bytes(job.population)
+
+    def images_in_cache(self) -> int:
+        """Return how many images a tile should have."""
+        return max(1, min(_MOST_IMAGES, _CACHE // (self._largest * self._dtype.itemsize)))
+
+    def needed(self, tiles: Tiles) -> int:
+        """Return the bytes that the evaluation takes, at most."""
+        at_a_time = tiles.members * tiles.images * self._image
+        if self._engine == "factored":
+            each = at_a_time + tiles.members * self._noise
+            return self._logits + self._weights + tiles.threads * each
+        copies = tiles.members * tiles.threads
+        return self._logits + copies * self._weights + tiles.threads * at_a_time
+
+
+def _noise_bytes(population: Population) -> int:
+    """Return the bytes of one member's noise, as it is drawn."""
+    if not isinstance(population, PerturbedPopulation):
+        return 0
+    factors = population[:1].draw().noise.values()
+    return sum(value.nbytes for noise in factors for value in vars(noise).values())
+
+
+def _smaller(tiles: Tiles, whole: bool) -> Tiles | None:
+    """Return the next smaller tiles, or None where there are none."""
+    if tiles.members > 1:
+        return Tiles(tiles.members // 2, tiles.images, tiles.threads)
+    if tiles.images > 1 and not whole:
+        return Tiles(1, tiles.images // 2, tiles.threads)
+    if tiles.threads > 1:
+        return Tiles(1, tiles.images, tiles.threads // 2)
+    return None
+
+
+def _notes(job: Job) -> tuple[str, ...]:
+    notes = []
+    if job.program is None:
+        notes.append(f"The module runs unfused: {job.not_captured}.")
+    if job.random:
+        notes.append("Active dropout: members are evaluated one by one, on one thread.")
+    return tuple(notes)

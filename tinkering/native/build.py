@@ -1,0 +1,100 @@
+"""Builds the kernels once a machine, and loads them.
+
+The file is compiled for the processor it runs on and kept in the user's cache folder, under
+a name made of everything that it depends on. Where there is no compiler, or the build goes
+wrong, the callers' plain PyTorch forms serve, and one line says so.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import logging
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from functools import cache
+from pathlib import Path
+
+_SOURCE = Path(__file__).parent / "kernels.cpp"
+_FLAGS = ["-O3", "-march=native", "-std=c++17", "-shared", "-fPIC", "-fno-math-errno"]
+_OFF = ("0", "off", "false", "no")
+_log = logging.getLogger("tinkering")
+
+
+@cache
+def library() -> ctypes.CDLL | None:
+    """Return the compiled kernels, or None where they cannot be had; says once why not.
+
+    The environment variable ``TINKERING_NATIVE=0`` turns them off.
+    """
+    if os.environ.get("TINKERING_NATIVE", "").lower() in _OFF:
+        return None
+    try:
+        return ctypes.CDLL(str(_built()))
+    except (OSError, subprocess.SubprocessError) as error:
+        reason = getattr(error, "stderr", None) or str(error)
+        first = str(reason).strip().splitlines()[:1]
+        _log.warning(
+            "Slower, plain PyTorch forms are used, because the C++ kernels could not be built: "
+            "%s. Install g++ or clang++, or set TINKERING_NATIVE=0 to be silent.",
+            *(first or ["no reason given"]),
+        )
+        return None
+
+
+def _built() -> Path:
+    """Return the library's path, after compiling it where this has not been done."""
+    compiler = os.environ.get("CXX") or next(
+        (found for name in ("g++", "clang++", "c++") if (found := shutil.which(name))), None
+    )
+    if compiler is None:
+        raise FileNotFoundError("no C++ compiler was found")
+    command = [*compiler.split(), *_FLAGS, str(_SOURCE)]
+    target = _folder() / f"kernels-{_fingerprint(command)}.so"
+    if not target.exists():
+        # Beside the target and renamed: another process may be building the same file.
+        handle, part = tempfile.mkstemp(suffix=".so", dir=target.parent)
+        os.close(handle)
+        try:
+            subprocess.run(
+                [*command, "-o", part], check=True, capture_output=True, text=True, timeout=300
+            )
+            Path(part).replace(target)
+        finally:
+            Path(part).unlink(missing_ok=True)
+    return target
+
+
+def _folder() -> Path:
+    """Return a folder to keep the library in: the user's cache, else one for this process."""
+    cache_home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    folder = Path(cache_home) / "tinkering"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if os.access(folder, os.W_OK):
+            return folder
+    except OSError:
+        pass
+    return Path(tempfile.mkdtemp(prefix="tinkering-"))
+
+
+def _fingerprint(command: list[str]) -> str:
+    """Return a digest of what the library is made from, by, and for."""
+    version = subprocess.run(
+        [command[0], "--version"], check=True, capture_output=True, text=True, timeout=60
+    )
+    parts = [_SOURCE.read_text(), " ".join(command), version.stdout, _processor()]
+    return hashlib.blake2b("\0".join(parts).encode(), digest_size=10).hexdigest()
+
+
+def _processor() -> str:
+    """Return what tells one kind of processor from another."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:  # another system: what Python knows
+        return f"{platform.machine()} {platform.processor()}"
+    wanted = ("model name", "flags", "Features")
+    return "\n".join(sorted({line for line in lines if line.startswith(wanted)}))

@@ -1,0 +1,183 @@
+"""The kernels that add what belongs to a member, called with tensors.
+
+All tensors are on the CPU. Pixels are dense and their channels lie beside each other:
+``[images, height, width, channels]`` in memory, whatever the axes are called. Noise is float32
+with a row a pair, and rows may have gaps between them.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from tinkering.native.build import library
+
+_NAMES = {torch.float32: "float", torch.bfloat16: "bfloat16"}
+_pointer = ctypes.c_void_p
+_SIZES = (
+    "channels outputs height width out_height out_width kernel_height kernel_width "
+    "stride_height stride_width pad_height pad_width dilation_height dilation_width "
+    "rank separable"
+)
+_TENSORS = "left right taps scale shift_noise shift_scale"
+_STRIDES = "left_stride right_stride taps_stride shift_stride"
+
+
+class _Layer(ctypes.Structure):
+    """`Layer` in kernels.cpp, field by field."""
+
+    _fields_ = [
+        *((name, ctypes.c_int32) for name in _SIZES.split()),
+        *((name, _pointer) for name in _TENSORS.split()),
+        *((name, ctypes.c_int64) for name in _STRIDES.split()),
+    ]
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What a convolution does to the shape of an image; a linear layer has a kernel of one."""
+
+    channels: int
+    outputs: int
+    image: tuple[int, int]
+    result: tuple[int, int]
+    kernel: tuple[int, int] = (1, 1)
+    stride: tuple[int, int] = (1, 1)
+    padding: tuple[int, int] = (0, 0)
+    dilation: tuple[int, int] = (1, 1)
+
+
+@dataclass(frozen=True)
+class LayerNoise:
+    """The noise of a layer's weight and of its shift, as the kernel reads it."""
+
+    left: Tensor | None
+    """``[pairs, rank, kernel, out]``; ``[pairs, rank, out]`` with `taps`; None: no noise."""
+    right: Tensor | None
+    """``[pairs, rank, in]``; None where the planes are the channels themselves (rank = in)."""
+    taps: Tensor | None
+    """``[pairs, rank, kernel]``, for separable noise."""
+    scale: Tensor
+    """``[out]``: multiplies `left`."""
+    shift: Tensor | None
+    """``[pairs, out]``."""
+    shift_scale: Tensor
+    """``[out]``: multiplies `shift`."""
+
+
+def available(x: Tensor) -> bool:
+    """Return whether the kernels can work on a tensor."""
+    return x.device.type == "cpu" and x.dtype in _NAMES and library() is not None
+
+
+def correct(
+    x: Tensor,
+    residual: Tensor | None,
+    out: Tensor,
+    shape: Shape,
+    noise: LayerNoise,
+    rows: Tensor,
+    signs: Tensor,
+) -> None:
+    """Write ``residual + what each image's member adds to the centre's layer`` into `out`.
+
+    Args:
+        x: the layer's input.
+        residual: of the result's shape, or None for nothing; may be `out`.
+        out: the result's memory, in the dtype of `x`.
+        shape: of the layer.
+        noise: of the layer.
+        rows: ``[images]``, int64: the row of each image's pair.
+        signs: ``[images]``, float32.
+    """
+    kernels = _kernels()
+    rank = 0 if noise.left is None else noise.left.shape[1]
+    layer = _Layer(
+        shape.channels,
+        shape.outputs,
+        *shape.image,
+        *shape.result,
+        *shape.kernel,
+        *shape.stride,
+        *shape.padding,
+        *shape.dilation,
+        rank,
+        noise.taps is not None,
+        _address(noise.left),
+        _address(noise.right),
+        _address(noise.taps),
+        _address(noise.scale),
+        _address(noise.shift),
+        _address(noise.shift_scale),
+        *(_stride(rows) for rows in (noise.left, noise.right, noise.taps, noise.shift)),
+    )
+    function = getattr(kernels, f"correct_{_NAMES[x.dtype]}")
+    function(
+        ctypes.byref(layer),
+        *map(_pointer, map(_address, (x, residual, out, rows, signs))),
+        ctypes.c_int64(len(rows)),
+    )
+
+
+def affine(
+    x: Tensor,
+    residual: Tensor | None,
+    out: Tensor,
+    scale: Tensor,
+    scale_noise: Tensor | None,
+    shift: Tensor,
+    shift_noise: Tensor | None,
+    sigma: float,
+    relu: bool,
+    rows: Tensor,
+    signs: Tensor,
+) -> None:
+    """Write ``act(x * member's scale + member's shift + residual)`` into `out`.
+
+    Args:
+        x: ``[images, ..., channels]`` in memory.
+        residual: likewise, or None.
+        out: likewise; may be `x`.
+        scale: ``[channels]``, float32.
+        scale_noise: ``[pairs, channels]`` or None.
+        shift: ``[channels]``, float32.
+        shift_noise: ``[pairs, channels]`` or None.
+        sigma: multiplies the noise.
+        relu: whether the result is rectified.
+        rows: ``[images]``, int64.
+        signs: ``[images]``, float32.
+    """
+    kernels = _kernels()
+    channels = len(scale)
+    function = getattr(kernels, f"affine_{_NAMES[x.dtype]}")
+    tensors = (out, x, residual, scale, scale_noise, shift, shift_noise)
+    function(
+        *map(_pointer, map(_address, tensors)),
+        ctypes.c_int64(_stride(scale_noise)),
+        ctypes.c_int64(_stride(shift_noise)),
+        ctypes.c_float(sigma),
+        _pointer(_address(rows)),
+        _pointer(_address(signs)),
+        ctypes.c_int64(len(rows)),
+        ctypes.c_int64(x.numel() // (len(rows) * channels)),
+        ctypes.c_int32(channels),
+        ctypes.c_int32(relu),
+    )
+
+
+def _kernels() -> ctypes.CDLL:
+    kernels = library()
+    if kernels is None:
+        raise RuntimeError("ask available() first")
+    return kernels
+
+
+def _address(tensor: Tensor | None) -> int | None:
+    return None if tensor is None else tensor.data_ptr()
+
+
+def _stride(rows: Tensor | None) -> int:
+    return 0 if rows is None else rows.stride(0)

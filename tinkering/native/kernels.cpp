@@ -1,0 +1,447 @@
+// What a member adds to its centre, in one pass over memory.
+//
+// Plain C functions on raw pointers, so that they build in seconds and need no header of
+// PyTorch. All tensors are dense and channels-last; T is float or bfloat16 (its upper half).
+// Vectors are written with the compiler's own extension, so any processor will do.
+
+#include <cstdint>
+#include <cstring>
+#include <vector>
+#ifdef __AVX512BF16__
+#include <immintrin.h>
+#endif
+
+namespace {
+
+template <int V> struct Lanes;
+template <> struct Lanes<16> {
+  typedef float F __attribute__((vector_size(64)));
+  typedef uint32_t U __attribute__((vector_size(64)));
+  typedef uint16_t H __attribute__((vector_size(32)));
+};
+template <> struct Lanes<8> {
+  typedef float F __attribute__((vector_size(32)));
+  typedef uint32_t U __attribute__((vector_size(32)));
+  typedef uint16_t H __attribute__((vector_size(16)));
+};
+
+struct bfloat16 { uint16_t bits; };
+
+inline float widen(float value) { return value; }
+inline float widen(bfloat16 value) {
+  uint32_t bits = uint32_t(value.bits) << 16;
+  float result;
+  std::memcpy(&result, &bits, 4);
+  return result;
+}
+
+template <int V> inline typename Lanes<V>::F load(const float* from) {
+  typename Lanes<V>::F value;
+  std::memcpy(&value, from, sizeof value);
+  return value;
+}
+template <int V> inline typename Lanes<V>::F load(const bfloat16* from) {
+  typename Lanes<V>::H half;
+  std::memcpy(&half, from, sizeof half);
+  typename Lanes<V>::U bits = __builtin_convertvector(half, typename Lanes<V>::U) << 16;
+  return (typename Lanes<V>::F)bits;
+}
+template <int V> inline void store(float* to, typename Lanes<V>::F value) {
+  std::memcpy(to, &value, sizeof value);
+}
+template <int V> inline void store(bfloat16* to, typename Lanes<V>::F value) {
+#if defined(__AVX512BF16__) && defined(__AVX512VL__)
+  if constexpr (V == 16) {
+    const __m256bh half = _mm512_cvtneps_pbh((__m512)value);
+    std::memcpy(to, &half, sizeof half);
+  } else {
+    const __m128bh half = _mm256_cvtneps_pbh((__m256)value);
+    std::memcpy(to, &half, sizeof half);
+  }
+  return;
+#endif
+  typedef typename Lanes<V>::U U;
+  U bits = (U)value;
+  U rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;  // to nearest, ties to even
+  U nan = (U)(value != value);                             // rounding could make it infinite
+  rounded = (nan & 0x7fc0) | (~nan & rounded);
+  typename Lanes<V>::H half = __builtin_convertvector(rounded, typename Lanes<V>::H);
+  std::memcpy(to, &half, sizeof half);
+}
+template <int V, typename T> inline typename Lanes<V>::F load_some(const T* from, int count) {
+  T padded[V] = {};
+  std::memcpy(padded, from, count * sizeof(T));
+  return load<V>(padded);
+}
+template <int V, typename T>
+inline void store_some(T* to, typename Lanes<V>::F value, int count) {
+  T padded[V];
+  store<V>(padded, value);
+  std::memcpy(to, padded, count * sizeof(T));
+}
+template <int V> inline typename Lanes<V>::F rectified(typename Lanes<V>::F value) {
+  typedef typename Lanes<V>::U U;
+  U keep = ~(U)(value < 0.0f);  // a NaN stays one
+  return (typename Lanes<V>::F)((U)value & keep);
+}
+
+// Sums of neighbours: [a0+a1, a2+a3, ..., b0+b1, ...].
+inline Lanes<16>::F neighbours(Lanes<16>::F a, Lanes<16>::F b) {
+  return __builtin_shufflevector(a, b, 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30) +
+         __builtin_shufflevector(a, b, 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31);
+}
+inline Lanes<8>::F neighbours(Lanes<8>::F a, Lanes<8>::F b) {
+  return __builtin_shufflevector(a, b, 0, 2, 4, 6, 8, 10, 12, 14) +
+         __builtin_shufflevector(a, b, 1, 3, 5, 7, 9, 11, 13, 15);
+}
+
+// sums[p] = sum_c x[p, c] * right[c] for V pixels, whose channels are a multiple of V.
+template <int V, typename T>
+inline typename Lanes<V>::F dots(const T* x, const float* right, int channels) {
+  typename Lanes<V>::F sum[V];
+  typename Lanes<V>::F factor = load<V>(right);
+  for (int p = 0; p < V; ++p) sum[p] = load<V>(x + p * channels) * factor;
+  for (int c = V; c < channels; c += V) {
+    factor = load<V>(right + c);
+    for (int p = 0; p < V; ++p) sum[p] += load<V>(x + p * channels + c) * factor;
+  }
+  for (int width = V; width > 1; width /= 2)
+    for (int p = 0; p < width / 2; ++p) sum[p] = neighbours(sum[2 * p], sum[2 * p + 1]);
+  return sum[0];
+}
+
+template <int V, typename T> float dot(const T* x, const float* right, int channels) {
+  typename Lanes<V>::F sum = {};
+  int c = 0;
+  for (; c + V <= channels; c += V) sum += load<V>(x + c) * load<V>(right + c);
+  float total = 0;
+  for (int v = 0; v < V; ++v) total += sum[v];
+  for (; c < channels; ++c) total += widen(x[c]) * right[c];
+  return total;
+}
+
+}  // namespace
+
+extern "C" {
+
+// One layer of a captured network, and the noise of its parameters.
+struct Layer {
+  int32_t channels, outputs;
+  int32_t height, width, out_height, out_width;
+  int32_t kernel_height, kernel_width, stride_height, stride_width;
+  int32_t pad_height, pad_width, dilation_height, dilation_width;
+  int32_t rank;              // planes: mixtures of channels, or the channels themselves
+  int32_t separable;         // left is [pair][rank, outputs], and taps there
+  const float* left;         // [pair][rank, kernel, outputs], or null: the weight has no noise
+  const float* right;        // [pair][rank, channels]; null: planes are the channels
+  const float* taps;         // [pair][rank, kernel], or null
+  const float* scale;        // [outputs], multiplies left
+  const float* shift_noise;  // [pair][outputs] or null
+  const float* shift_scale;  // [outputs], multiplies shift_noise
+  int64_t left_stride, right_stride, taps_stride, shift_stride;  // floats from pair to pair
+};
+
+}  // extern "C"
+
+namespace {
+
+struct Scratch {
+  std::vector<float> row, planes, stencil, taps;
+};
+
+// A layer as one image's loops see it. A kernel of one tap reads only the pixels that the
+// stride meets, so for it the planes have the size of the result.
+struct Walk {
+  int height, width, step_y, step_x;  // of the planes, and over x to fill them
+  int pad_y, pad_x, across;           // zeros around the planes; length of their rows
+  int stride_y, stride_x;             // over the planes
+  int64_t plane;
+
+  explicit Walk(const Layer& l) {
+    const bool thin = l.kernel_height * l.kernel_width == 1 && !l.pad_height && !l.pad_width;
+    height = thin ? l.out_height : l.height;
+    width = thin ? l.out_width : l.width;
+    step_y = thin ? l.stride_height : 1;
+    step_x = thin ? l.stride_width : 1;
+    stride_y = thin ? 1 : l.stride_height;
+    stride_x = thin ? 1 : l.stride_width;
+    pad_y = l.pad_height;
+    pad_x = l.pad_width;
+    across = width + 2 * pad_x;
+    plane = int64_t(height + 2 * pad_y) * across;
+  }
+};
+
+// row[p] = sign * dot product over the channels of every pixel.
+template <int V, typename T>
+void fill_row(const Layer& l, const Walk& w, const T* x, const float* right, float sign,
+              float* row) {
+  const int pixels = w.height * w.width;
+  int p = 0;
+  if (w.step_x == 1 && w.step_y == 1 && l.channels % V == 0)
+    for (; p + V <= pixels; p += V)
+      store<V>(row + p, dots<V>(x + int64_t(p) * l.channels, right, l.channels) * sign);
+  for (; p < pixels; ++p) {
+    const int64_t at = int64_t(p / w.width * w.step_y) * l.width + p % w.width * w.step_x;
+    row[p] = dot<V>(x + at * l.channels, right, l.channels) * sign;
+  }
+}
+
+// planes[r], with zeros around: mixtures of the channels, or the channels themselves.
+template <typename T>
+void fill_planes(const Layer& l, const Walk& w, const T* x, int64_t pair, float sign,
+                 Scratch& s) {
+  for (int r = 0; r < l.rank; ++r) {
+    if (l.right) {
+      const float* right = l.right + pair * l.right_stride + r * l.channels;
+      (l.channels % 16 == 0 ? fill_row<16, T> : fill_row<8, T>)(l, w, x, right, sign,
+                                                                s.row.data());
+    } else {
+      for (int p = 0; p < w.height * w.width; ++p) {
+        const int64_t at = int64_t(p / w.width * w.step_y) * l.width + p % w.width * w.step_x;
+        s.row[p] = widen(x[at * l.channels + r]) * sign;
+      }
+    }
+    float* to = &s.planes[r * w.plane + w.pad_y * w.across + w.pad_x];
+    for (int y = 0; y < w.height; ++y)
+      std::memcpy(to + y * w.across, &s.row[y * w.width], w.width * sizeof(float));
+  }
+}
+
+// Separable noise: planes[r] becomes its own stencil, [out_height, out_width].
+void stencil_planes(const Layer& l, const Walk& w, int64_t pair, Scratch& s) {
+  const int kernel = l.kernel_height * l.kernel_width;
+  const int64_t out_plane = int64_t(l.out_height) * l.out_width;
+  std::memset(s.stencil.data(), 0, out_plane * l.rank * sizeof(float));
+  for (int r = 0; r < l.rank; ++r) {
+    const float* taps = l.taps + pair * l.taps_stride + r * kernel;
+    for (int y = 0; y < l.out_height; ++y) {
+      float* __restrict__ to = &s.stencil[r * out_plane + int64_t(y) * l.out_width];
+      for (int ky = 0; ky < l.kernel_height; ++ky)
+        for (int kx = 0; kx < l.kernel_width; ++kx) {
+          const float tap = taps[ky * l.kernel_width + kx];
+          const float* __restrict__ from =
+              &s.planes[r * w.plane +
+                        int64_t(y * w.stride_y + ky * l.dilation_height) * w.across +
+                        kx * l.dilation_width];
+          if (w.stride_x == 1)
+            for (int i = 0; i < l.out_width; ++i) to[i] += from[i] * tap;
+          else
+            for (int i = 0; i < l.out_width; ++i) to[i] += from[i * w.stride_x] * tap;
+        }
+    }
+  }
+}
+
+// Where a row of the result takes its terms from, relative to the row's first pixel.
+struct Terms {
+  int count, stride, across;
+  std::vector<int64_t> offsets;
+};
+
+// out[pixel, lanes] = base + residual + sum_k planes[pixel + offset_k] * taps_k, one row.
+// K: 9 for a 3 x 3 kernel without dilation, 1 for a single term, 0 for any.
+template <int V, int K, typename T>
+inline __attribute__((always_inline)) void spread(const float* planes, const Terms& terms,
+                                                  const float* taps, const T* residual, T* out,
+                                                  int width, int outputs, int lanes) {
+  typedef typename Lanes<V>::F F;
+  F tap[K ? K : 1];
+  for (int k = 0; k < K; ++k) tap[k] = load<V>(taps + k * V);
+  const F base = load<V>(taps + terms.count * V);
+  for (int i = 0; i < width; ++i) {
+    const float* from = planes + int64_t(i) * terms.stride;
+    const int64_t at = int64_t(i) * outputs;
+    F sum = base, more = {};
+    if (residual)
+      sum += lanes == V ? load<V>(residual + at) : load_some<V>(residual + at, lanes);
+    if (K == 9) {
+      const float *middle = from + terms.across, *last = middle + terms.across;
+      sum += from[0] * tap[0];
+      more = from[1] * tap[1];
+      sum += from[2] * tap[2];
+      more += middle[0] * tap[3];
+      sum += middle[1] * tap[4];
+      more += middle[2] * tap[5];
+      sum += last[0] * tap[6];
+      more += last[1] * tap[7];
+      sum += last[2] * tap[8];
+      sum += more;
+    } else if (K == 1) {
+      sum += from[0] * tap[0];
+    } else {
+      for (int k = 0; k < terms.count; ++k)
+        sum += from[terms.offsets[k]] * load<V>(taps + k * V);
+    }
+    if (lanes == V)
+      store<V>(out + at, sum);
+    else
+      store_some<V>(out + at, sum, lanes);
+  }
+}
+
+// The member's factors of the outputs, a block of V lanes after the other; last the shift.
+template <int V> void gather_taps(const Layer& l, int terms, int64_t pair, float sign, float* to) {
+  for (int first = 0; first < l.outputs; first += V) {
+    const int lanes = l.outputs - first < V ? l.outputs - first : V;
+    const float* scale = l.scale + first;
+    for (int k = 0; k < terms; ++k, to += V) {
+      const float* from = l.left + pair * l.left_stride + int64_t(k) * l.outputs + first;
+      if (lanes == V)
+        store<V>(to, load<V>(from) * load<V>(scale));
+      else
+        store<V>(to, load_some<V>(from, lanes) * load_some<V>(scale, lanes));
+    }
+    if (l.shift_noise)
+      store<V>(to, load_some<V>(l.shift_noise + pair * l.shift_stride + first, lanes) *
+                       load_some<V>(l.shift_scale + first, lanes) * sign);
+    else
+      std::memset(to, 0, V * sizeof(float));
+    to += V;
+  }
+}
+
+template <int V, typename T>
+void correct(const Layer& l, const T* x, const T* residual, T* out, const int64_t* rows,
+             const float* signs, int64_t images) {
+  static thread_local Scratch s;
+  const Walk w(l);
+  const int kernel = l.kernel_height * l.kernel_width;
+  const int64_t out_plane = int64_t(l.out_height) * l.out_width;
+  Terms terms{0, l.separable ? 1 : w.stride_x, w.across, {}};
+  if (l.left && l.separable) {
+    terms.count = l.rank;
+    for (int r = 0; r < l.rank; ++r) terms.offsets.push_back(r * out_plane);
+  } else if (l.left) {
+    terms.count = l.rank * kernel;
+    for (int r = 0; r < l.rank; ++r)
+      for (int ky = 0; ky < l.kernel_height; ++ky)
+        for (int kx = 0; kx < l.kernel_width; ++kx)
+          terms.offsets.push_back(r * w.plane + int64_t(ky) * l.dilation_height * w.across +
+                                  kx * l.dilation_width);
+  }
+  const bool three = !l.separable && l.kernel_height == 3 && l.kernel_width == 3 &&
+                     l.rank == 1 && l.dilation_height == 1 && l.dilation_width == 1;
+  const int blocks = (l.outputs + V - 1) / V;
+  s.row.resize(w.height * w.width);
+  s.planes.assign(w.plane * l.rank, 0.0f);  // the zeros around stay for all images
+  if (l.separable) s.stencil.resize(out_plane * l.rank);
+  s.taps.resize(int64_t(blocks) * (terms.count + 1) * V);
+  const float* planes = l.separable ? s.stencil.data() : s.planes.data();
+  const int64_t down = l.separable ? l.out_width : int64_t(w.stride_y) * w.across;
+  const int64_t in = int64_t(l.height) * l.width * l.channels, result = out_plane * l.outputs;
+  for (int64_t n = 0; n < images; ++n) {
+    if (l.left) fill_planes(l, w, x + n * in, rows[n], signs[n], s);
+    if (l.left && l.separable) stencil_planes(l, w, rows[n], s);
+    gather_taps<V>(l, terms.count, rows[n], signs[n], s.taps.data());
+    for (int y = 0; y < l.out_height; ++y)
+      for (int b = 0; b < blocks; ++b) {
+        const int lanes = l.outputs - b * V < V ? l.outputs - b * V : V;
+        const float* taps = &s.taps[int64_t(b) * (terms.count + 1) * V];
+        const int64_t at = n * result + int64_t(y) * l.out_width * l.outputs + b * V;
+        const T* from = residual ? residual + at : nullptr;
+        const float* row = planes + y * down;
+        if (three && lanes == V)
+          spread<V, 9, T>(row, terms, taps, from, out + at, l.out_width, l.outputs, V);
+        else if (terms.count == 1 && lanes == V)
+          spread<V, 1, T>(row, terms, taps, from, out + at, l.out_width, l.outputs, V);
+        else
+          spread<V, 0, T>(row, terms, taps, from, out + at, l.out_width, l.outputs, lanes);
+      }
+  }
+}
+
+// x[image, pixel, c] * scale[c] + shift[c] (+ residual), each with a member's noise.
+template <int V, typename T>
+void affine(T* out, const T* x, const T* residual, const float* scale, const float* scale_noise,
+            const float* shift, const float* shift_noise, int64_t scale_stride,
+            int64_t shift_stride, float sigma, const int64_t* rows, const float* signs,
+            int64_t images, int64_t pixels, int channels, bool relu) {
+  typedef typename Lanes<V>::F F;
+  const int blocks = (channels + V - 1) / V;
+  std::vector<float> factor(blocks * V), offset(blocks * V);
+  for (int64_t n = 0; n < images; ++n) {
+    const float amount = sigma * signs[n];
+    for (int c = 0; c < channels; ++c) {
+      factor[c] = scale[c] + (scale_noise ? scale_noise[rows[n] * scale_stride + c] * amount : 0);
+      offset[c] = shift[c] + (shift_noise ? shift_noise[rows[n] * shift_stride + c] * amount : 0);
+    }
+    for (int64_t p = 0; p < pixels; ++p) {
+      const int64_t pixel = (n * pixels + p) * channels;
+      for (int c = 0; c < channels; c += V) {
+        const int lanes = channels - c < V ? channels - c : V;
+        const int64_t at = pixel + c;
+        F value = lanes == V ? load<V>(x + at) : load_some<V>(x + at, lanes);
+        value = value * load<V>(&factor[c]) + load<V>(&offset[c]);
+        if (residual)
+          value += lanes == V ? load<V>(residual + at) : load_some<V>(residual + at, lanes);
+        if (relu) value = rectified<V>(value);
+        if (lanes == V) store<V>(out + at, value);
+        else store_some<V>(out + at, value, lanes);
+      }
+    }
+  }
+}
+
+}  // namespace
+
+extern "C" {
+
+// out = residual (or 0) + what each image's member adds to the layer of the centre.
+void correct_float(const Layer* l, const float* x, const float* residual, float* out,
+                   const int64_t* rows, const float* signs, int64_t images) {
+  (l->outputs % 16 == 0 ? correct<16, float> : correct<8, float>)(
+      *l, x, residual, out, rows, signs, images);
+}
+void correct_bfloat16(const Layer* l, const void* x, const void* residual, void* out,
+                      const int64_t* rows, const float* signs, int64_t images) {
+  (l->outputs % 16 == 0 ? correct<16, bfloat16>
+                                                 : correct<8, bfloat16>)(
+      *l, (const bfloat16*)x, (const bfloat16*)residual, (bfloat16*)out, rows, signs, images);
+}
+
+void affine_float(float* out, const float* x, const float* residual, const float* scale,
+                  const float* scale_noise, const float* shift, const float* shift_noise,
+                  int64_t scale_stride, int64_t shift_stride, float sigma, const int64_t* rows,
+                  const float* signs, int64_t images, int64_t pixels, int32_t channels,
+                  int32_t relu) {
+  (channels % 16 == 0 ? affine<16, float> : affine<8, float>)(
+      out, x, residual, scale, scale_noise, shift, shift_noise, scale_stride, shift_stride,
+      sigma, rows, signs, images, pixels, channels, relu);
+}
+void affine_bfloat16(void* out, const void* x, const void* residual, const float* scale,
+                     const float* scale_noise, const float* shift, const float* shift_noise,
+                     int64_t scale_stride, int64_t shift_stride, float sigma,
+                     const int64_t* rows, const float* signs, int64_t images, int64_t pixels,
+                     int32_t channels, int32_t relu) {
+  (channels % 16 == 0 ? affine<16, bfloat16> : affine<8, bfloat16>)(
+      (bfloat16*)out, (const bfloat16*)x, (const bfloat16*)residual, scale, scale_noise, shift,
+      shift_noise, scale_stride, shift_stride, sigma, rows, signs, images, pixels, channels,
+      relu);
+}
+
+// Philox4x64-10 (Salmon et al. 2011): `blocks` blocks of four words, each word four normals.
+// The counter is (first, generation, 0, 0) and counts up before a block is made, as numpy's.
+void normals(uint64_t key0, uint64_t key1, uint64_t first, uint64_t generation, int64_t blocks,
+             const float* quantiles, float* out) {
+  for (int64_t b = 0; b < blocks; ++b) {
+    uint64_t c0 = first + uint64_t(b) + 1, c1 = generation;
+    uint64_t c2 = 0, c3 = 0, k0 = key0, k1 = key1;
+    for (int round = 0; round < 10; ++round) {
+      const unsigned __int128 p = (unsigned __int128)0xD2E7470EE14C6C93ull * c0;
+      const unsigned __int128 q = (unsigned __int128)0xCA5A826395121157ull * c2;
+      const uint64_t n0 = uint64_t(q >> 64) ^ c1 ^ k0, n2 = uint64_t(p >> 64) ^ c3 ^ k1;
+      c1 = uint64_t(q);
+      c3 = uint64_t(p);
+      c0 = n0;
+      c2 = n2;
+      k0 += 0x9E3779B97F4A7C15ull;
+      k1 += 0xBB67AE8584CAA73Bull;
+    }
+    const uint64_t words[4] = {c0, c1, c2, c3};
+    for (int w = 0; w < 4; ++w)
+      for (int h = 0; h < 4; ++h) *out++ = quantiles[(words[w] >> (16 * h)) & 0xffff];
+  }
+}
+
+}  // extern "C"

@@ -1,0 +1,113 @@
+"""What every population has in common: its contract, its slices, a member as a module."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any, Protocol, overload, runtime_checkable
+
+from torch import Tensor, nn
+
+from tinkering.errors import ArgumentError
+
+_KINDS = ("parameter", "buffer")
+ParamsAndBuffers = tuple[dict[str, Tensor], dict[str, Tensor]]
+"""A parameter set as ``torch.func`` wants it: ``(parameters by name, buffers by name)``."""
+
+
+@runtime_checkable
+class Population(Protocol):
+    """Many parameter sets for one architecture, whichever way they are held."""
+
+    @property
+    def template(self) -> nn.Module | None:
+        """The architecture, where it is known."""
+
+    def __len__(self) -> int: ...
+
+    @overload
+    def __getitem__(self, index: int) -> ParamsAndBuffers: ...
+    @overload
+    def __getitem__(self, index: slice) -> Population: ...
+
+    def member(self, index: int) -> ParamsAndBuffers:
+        """Return one member's ``(params, buffers)``, ready for `functional_forward_core`."""
+
+    def materialise(self, index: int, model: nn.Module | None = None) -> nn.Module:
+        """Return one member as a module of its own."""
+
+    def with_buffers(self, buffers: Mapping[str, Tensor]) -> Population:
+        """Return the same members with other buffers."""
+
+
+def part_of(members: range, index: slice) -> range:
+    """Return the members of ``population[index]``, contiguous and not empty.
+
+    Raises:
+        ArgumentError: (a ``ValueError``) the slice is empty or has a step.
+
+    Example:
+        >>> part_of(range(10, 20), slice(-3, None))
+        range(17, 20)
+    """
+    part = members[index]
+    if part.step != 1 or not part:
+        raise ArgumentError(
+            "population[a:b]", f"a contiguous, non-empty part of {len(members)} members", index
+        )
+    return part
+
+
+def as_module(model: nn.Module | None, member: ParamsAndBuffers) -> nn.Module:
+    """Return a copy of `model` that holds `member`; it shares no memory with either.
+
+    Dtype and device are the member's; modes, ties between parameters and all that the
+    member does not have (such as parameters that do not evolve) are the model's.
+
+    Args:
+        model: the architecture; its own values are not read, so that it may be on "meta".
+        member: ``(parameters by name, buffers by name)``.
+
+    Raises:
+        ArgumentError: (a ``ValueError``) there is no module, or one that lacks a parameter
+            or buffer of the member's, or has it in another shape.
+
+    Example:
+        >>> import torch
+        >>> layer = as_module(nn.Linear(1, 1, bias=False), ({"weight": torch.ones(1, 1)}, {}))
+        >>> layer(torch.tensor([3.0]))
+        tensor([3.], grad_fn=...)
+    """
+    if model is None:
+        raise ArgumentError(
+            "model",
+            "a module, because this population was built from parameters alone",
+            None,
+            "Call materialise(index, model).",
+        )
+    copies: dict[int, Any] = {}  # wherever deepcopy meets one of these tensors, it takes ours
+    params, buffers = (_own(model, kind, held) for kind, held in zip(_KINDS, member, strict=True))
+    for parameter, value in params:
+        copies[id(parameter)] = nn.Parameter(value, requires_grad=parameter.requires_grad)
+    for buffer, value in buffers:
+        copies[id(buffer)] = value
+    return copy.deepcopy(model, copies)
+
+
+def _own(model: nn.Module, kind: str, values: dict[str, Tensor]) -> list[tuple[Tensor, Tensor]]:
+    """Return the model's tensors of these names, each with a copy of the value for it."""
+    held = dict(model.named_parameters() if kind == "parameter" else model.named_buffers())
+    pairs = []
+    for name, value in values.items():
+        if name not in held:
+            raise ArgumentError(
+                "model", f"a module with this population's {kind}s", f"one without {name}"
+            )
+        if held[name].shape != value.shape:
+            raise ArgumentError(
+                "model",
+                f"a module with the {kind} {name!r} of shape {list(value.shape)}",
+                list(held[name].shape),
+            )
+        pairs.append((held[name], value.detach().clone()))
+    return pairs
