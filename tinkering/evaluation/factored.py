@@ -21,6 +21,7 @@ from tinkering.evaluation.member_layers import MemberLayer, MemberNorm, Names, T
 from tinkering.evaluation.member_nodes import NODES, batch_statistics
 from tinkering.evaluation.placement import Placement, place_images
 from tinkering.evaluation.threads import map_in_order
+from tinkering.noise import Factors
 from tinkering.population import Draw, PerturbedPopulation
 
 
@@ -58,17 +59,41 @@ class FactoredForward:
             node.name: call for node in program.plain if (call := binder.node(node)) is not None
         }
 
-    def __call__(self, x: Tensor, draw: Draw, sigma: float) -> Tensor:
+    def __call__(self, x: Tensor, draw: Draw, sigma: float, images: int) -> Tensor:
         """Return what some members make of their batches, ``[members, batch, ...]``.
 
         Args:
             x: ``[members, batch, ...]``.
             draw: the members' noise.
             sigma: multiplies it.
+            images: at a time.
         """
+        members, batch = x.shape[:2]
+        step = max(1, images // batch)
+        kept: dict[object, Any] = {}
+        rows = []
+        for start in range(0, members, step):
+            some = slice(start, start + step)
+            parts = [
+                self._run(part, draw.rows[some], draw.signs[some], (draw.noise, sigma, kept))
+                for part in torch.split(x[some], images, dim=1)
+            ]
+            rows.append(parts[0] if len(parts) == 1 else torch.cat(parts, 1))
+        return rows[0] if len(rows) == 1 else torch.cat(rows)
+
+    def _run(
+        self,
+        x: Tensor,
+        rows: Tensor,
+        signs: Tensor,
+        drawn: tuple[Mapping[str, Factors], float, dict[object, Any]],
+    ) -> Tensor:
+        """Return what members make of ``x``, ``[members, batch, ...]``, as one batch."""
         batch = x.shape[1]
-        rows = draw.rows.repeat_interleave(batch)
-        tile = Tile(draw.noise, rows, draw.signs.repeat_interleave(batch), sigma, batch)
+        if batch > 1:
+            rows, signs = rows.repeat_interleave(batch), signs.repeat_interleave(batch)
+        noise, sigma, kept = drawn
+        tile = Tile(noise, rows, signs, sigma, batch, kept)
 
         def call_fused(step: Fused, images: Tensor, residual: Tensor | None) -> Tensor:
             overwrite = self._program.may_overwrite_residual(step)
@@ -192,10 +217,7 @@ def prepare(job: Job) -> Run:
         def logits(members: slice) -> Tensor:
             # Noise is drawn here, by the thread that needs it, while it is in its cache.
             part = population[members]
-            draw = part.draw()
-            x = torch.split(job.batches[members], tiles.images, 1)
-            parts = [forward(images, draw, part.sigma) for images in x]
-            return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+            return forward(job.batches[members], part.draw(), part.sigma, tiles.images)
 
         portions = list(tiles.of_members(len(population)))
         yield from zip(portions, map_in_order(logits, portions, tiles.threads), strict=True)
@@ -212,6 +234,6 @@ def _couples_members(
     x = batches[: len(members), :4]
     if x.is_floating_point():  # else numbers with a meaning, such as words
         x = torch.randn(x.shape, generator=torch.Generator().manual_seed(0)).to(x)
-    together = forward(x, members.draw(), members.sigma)[:1]
-    alone = forward(x[:1], members[:1].draw(), members.sigma)
+    together = forward(x, members.draw(), members.sigma, images=8)[:1]
+    alone = forward(x[:1], members[:1].draw(), members.sigma, images=8)
     return not torch.allclose(together, alone, rtol=1e-3, atol=1e-4)

@@ -67,14 +67,14 @@ class Job:
 
 @dataclass(frozen=True)
 class Tiles:
-    """The portions: what is in memory at a time is one tile a thread."""
+    """The portions of an evaluation."""
 
     members: int
-    """Members a tile, at most."""
+    """Members that a thread takes at a time, and whose noise it draws at once."""
     images: int
-    """Images of a member at a time, at most."""
+    """Images that it runs at a time: a part of a member's batch, or the batches of some."""
     threads: int
-    """Tiles at a time."""
+    """Portions at a time."""
 
     def of_members(self, count: int) -> Iterator[slice]:
         """Yield slices that cover `count` members.

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -20,7 +20,7 @@ from tinkering.evaluation.layers import (
     fold_norm,
 )
 from tinkering.evaluation.memberwise import (
-    correction,
+    Correction,
     grouped_correction,
     layer_noise,
     of_members,
@@ -28,6 +28,8 @@ from tinkering.evaluation.memberwise import (
 from tinkering.evaluation.placement import Placement
 from tinkering.native.correction import Shape
 from tinkering.noise import Factors
+
+Made = TypeVar("Made")
 
 
 @dataclass(frozen=True)
@@ -43,10 +45,19 @@ class Tile:
     sigma: float
     batch: int
     """Images a member; those of a member lie beside each other."""
+    kept: dict[object, Any] = field(default_factory=dict)
+    """What layers have made of the noise, for the tiles that share it."""
 
     def vector(self, name: str | None) -> Tensor | None:
         """Return the noise of a vector, ``[pairs, length]``; None where there is none."""
         return None if name is None else self.noise[name].dense()
+
+    def once(self, key: object, make: Callable[[], Made]) -> Made:
+        """Return what `make` returns, made once for all tiles that share the noise."""
+        if key not in self.kept:
+            self.kept[key] = make()
+        made: Made = self.kept[key]
+        return made
 
 
 @dataclass(frozen=True)
@@ -87,6 +98,7 @@ class MemberLayer:
         self._names, self._relu, self._placement = names, step.relu, placement
         # A scale of each member's own comes after the convolution, and with it all else.
         self._after = own_affine(step, values) if names.scale is not None else None
+        self._adds_shift = names.shift is not None and self._after is None
         self._folded = fold(step, values, scaled=self._after is None)
         relu = step.relu and self._after is None
         self._layer: ConvLayer | LinearLayer = (
@@ -126,36 +138,41 @@ class MemberLayer:
         self, tile: Tile, x: Tensor, residual: Tensor | None, free: Tensor | None
     ) -> Tensor | None:
         """Return what members add and the residual, in memory of its own."""
-        shift, shift_scale = self._shift_noise(tile)
-        if self._names.weight is None and shift is None:
+        if self._names.weight is None and self._names.bias is None and not self._adds_shift:
             shared = residual is not None and free is None
             return residual.clone() if shared and residual is not None else residual
-        weight = None if self._names.weight is None else tile.noise[self._names.weight]
-        scale = self._folded.scale * tile.sigma
         if isinstance(self._layer, LinearLayer):
             # Rows of features are an image of one line, whose channels lie side by side.
             pixels = x.reshape(len(x), 1, -1, x.shape[-1]).permute(0, 3, 1, 2)
             line = (1, pixels.shape[3])
             shape = Shape(x.shape[-1], self._layer.outputs, line, line)
-            noise = layer_noise(weight, scale, shift, shift_scale)
-            other = correction(pixels, None, shape, noise, tile.rows, tile.signs)
+            add = tile.once(self, lambda: self._correction(tile, shape))
+            other = add(pixels, None, tile.rows, tile.signs)
             other = other.permute(0, 2, 3, 1).reshape(*x.shape[:-1], -1)
             return other if residual is None else other.add_(residual)
-        if self._layer.geometry.groups == 1 and x.dim() == 4:
-            noise = layer_noise(weight, scale, shift, shift_scale)
-            return correction(x, residual, self._layer.shape(x), noise, tile.rows, tile.signs)
-        return self._grouped(self._layer, tile, x, weight, shift, shift_scale, residual)
+        layer = self._layer
+        if layer.geometry.groups == 1 and x.dim() == 4:
+            add = tile.once(self, lambda: self._correction(tile, layer.shape(x)))
+            return add(x, residual, tile.rows, tile.signs)
+        return self._grouped(layer, tile, x, residual)
+
+    def _correction(self, tile: Tile, shape: Shape) -> Correction:
+        shift, shift_scale = self._shift_noise(tile)
+        scale = self._folded.scale * tile.sigma
+        return Correction(shape, layer_noise(self._weight_noise(tile), scale, shift, shift_scale))
+
+    def _weight_noise(self, tile: Tile) -> Factors | None:
+        return None if self._names.weight is None else tile.noise[self._names.weight]
 
     def _grouped(
         self,
         layer: ConvLayer,
         tile: Tile,
         x: Tensor,
-        weight: Factors | None,
-        shift: Tensor | None,
-        shift_scale: Tensor,
         residual: Tensor | None,
     ) -> Tensor:
+        weight = self._weight_noise(tile)
+        shift, shift_scale = self._shift_noise(tile)
         spread = [1] * (x.dim() - 2)
         shape = (len(x), layer.outputs, *layer.result(x))
         other = torch.zeros(shape, dtype=x.dtype, device=x.device)
@@ -174,7 +191,7 @@ class MemberLayer:
     def _shift_noise(self, tile: Tile) -> tuple[Tensor | None, Tensor]:
         """Return the noise of what is added to the outputs, and what it is multiplied by."""
         bias = tile.vector(self._names.bias)
-        shift = None if self._after is not None else tile.vector(self._names.shift)
+        shift = tile.vector(self._names.shift) if self._adds_shift else None
         sigma = torch.full_like(self._folded.scale, tile.sigma)
         if bias is None:
             return shift, sigma

@@ -7,7 +7,7 @@ dot product over the channels of every pixel, then a stencil over `rank` channel
 weights are ever built. "Evolution Strategies at the Hyperscale" (arXiv 2511.16652) does
 this for matrices; here convolutions are factored too.
 
-`correction` runs in the C++ kernel where there is one; `plain_correction` is its plain PyTorch
+`Correction` runs in the C++ kernel where there is one; `plain_correction` is its plain PyTorch
 form: the reference in tests, and the fallback.
 """
 
@@ -27,7 +27,7 @@ from tinkering.noise import DenseFactors, Factors, LowRankFactors, SeparableFact
 def layer_noise(
     weight: Factors | None, scale: Tensor, shift: Tensor | None, shift_scale: Tensor
 ) -> LayerNoise:
-    """Return a layer's noise in the form that `correction` reads.
+    """Return a layer's noise in the form that `Correction` reads.
 
     Args:
         weight: noise of the weight ``[out, in, *kernel]``, or None.
@@ -47,31 +47,37 @@ def layer_noise(
     return LayerNoise(left, right, taps, scale, shift, shift_scale)
 
 
-def correction(
-    x: Float[Tensor, "images in height width"],
-    residual: Tensor | None,
-    shape: Shape,
-    noise: LayerNoise,
-    rows: Tensor,
-    signs: Tensor,
-) -> Float[Tensor, "images out out_height out_width"]:
-    """Return ``residual + conv(x_i, noise_i) + shift_i`` in channels-last layout.
+class Correction:
+    """What members add to a layer, for any of the images that one draw of noise serves.
 
     Args:
-        x: in channels-last layout.
-        residual: in channels-last layout and the dtype of `x`, or None.
         shape: of the layer.
         noise: of the layer.
-        rows: ``[images]``: the row of each image's pair.
-        signs: ``[images]``: of each image's member.
     """
-    if not native.available(x):
-        return plain_correction(x, residual, shape, noise, rows, signs)
-    out = torch.empty(
-        (len(x), shape.outputs, *shape.result), dtype=x.dtype, memory_format=torch.channels_last
-    )
-    native.correct(x, residual, out, shape, noise, rows, signs)
-    return out
+
+    def __init__(self, shape: Shape, noise: LayerNoise) -> None:
+        self._shape, self._noise = shape, noise
+        self._native: native.Correction | None = None
+
+    def __call__(
+        self, x: Tensor, residual: Tensor | None, rows: Tensor, signs: Tensor
+    ) -> Float[Tensor, "images out out_height out_width"]:
+        """Return ``residual + conv(x_i, noise_i) + shift_i`` in channels-last layout.
+
+        Args:
+            x: ``[images, in, height, width]`` in channels-last layout.
+            residual: in channels-last layout and the dtype of `x`, or None.
+            rows: ``[images]``: the row of each image's pair.
+            signs: ``[images]``: of each image's member.
+        """
+        if not native.available(x):
+            return plain_correction(x, residual, self._shape, self._noise, rows, signs)
+        if self._native is None:
+            self._native = native.Correction(self._shape, self._noise)
+        size = (len(x), self._shape.outputs, *self._shape.result)
+        out = torch.empty(size, dtype=x.dtype, memory_format=torch.channels_last)
+        self._native.write(x, residual, out, rows, signs)
+        return out
 
 
 def plain_correction(
@@ -82,7 +88,7 @@ def plain_correction(
     rows: Tensor,
     signs: Tensor,
 ) -> Tensor:
-    """Return what `correction` returns, in PyTorch's own operations."""
+    """Return what `Correction` returns, in PyTorch's own operations."""
     out = torch.zeros((), dtype=x.dtype, device=x.device)
     images = len(x)
     if noise.left is not None:
@@ -109,7 +115,7 @@ def grouped_correction(
 ) -> Float[Tensor, "images out ..."]:
     """Return ``conv(x_i, noise_i)`` with every image's dense noise, a group for each image.
 
-    For the convolutions that `correction` does not do: with groups, or in three dimensions.
+    For the convolutions that `Correction` does not do: with groups, or in three dimensions.
     """
     images, outputs = noise.shape[:2]
     convolve = F.conv2d if x.dim() == 4 else F.conv3d

@@ -47,6 +47,7 @@ class FusedConv:
         self._weight = weight
         self._bias = bias
         self._packed: Tensor | None = None
+        self._walk = _walk(geometry)
 
     def __call__(self, x: Tensor, other: Tensor | None = None) -> Tensor:
         """Return the sum, ``[images, out, height, width]``.
@@ -60,8 +61,8 @@ class FusedConv:
         if self._packed is None:
             self._packed = _pack(self._weight, self._geometry, x)
         if other is None:
-            return _convolve(x, self._packed, self._bias, self._geometry, self._relu)
-        return _accumulate(x, other, self._packed, self._bias, self._geometry, self._relu)
+            return _convolve(x, self._packed, self._bias, self._walk, self._relu)
+        return _accumulate(x, other, self._packed, self._bias, self._walk, self._relu)
 
 
 @cache
@@ -81,8 +82,8 @@ def packed_convolutions_work(dtype: torch.dtype) -> bool:
     try:
         packed = _pack(weight, geometry, x)
         results = [
-            _accumulate(x, other.clone(), packed, bias, geometry, relu=True),
-            _convolve(x, packed, bias, geometry, relu=True),
+            _accumulate(x, other.clone(), packed, bias, _walk(geometry), relu=True),
+            _convolve(x, packed, bias, _walk(geometry), relu=True),
         ]
     except Exception as error:  # whatever another release does with a call it never promised
         _log.info("oneDNN's packed convolutions are not used for %s: %s", dtype, error)
@@ -144,48 +145,33 @@ def _public(
 
 def _pack(weight: Tensor, geometry: Geometry, x: Tensor) -> Tensor:
     packed: Tensor = torch.ops.mkldnn._reorder_convolution_weight(
-        weight,
-        list(geometry.padding),
-        list(geometry.stride),
-        list(geometry.dilation),
-        geometry.groups,
-        list(x.shape),
+        weight, *_walk(geometry), list(x.shape)
     )
     return packed
 
 
-def _convolve(x: Tensor, packed: Tensor, bias: Tensor, geometry: Geometry, relu: bool) -> Tensor:
+_Walk = tuple[list[int], list[int], list[int], int]
+
+
+def _walk(geometry: Geometry) -> _Walk:
+    """Return padding, stride, dilation and groups as the internal calls take them."""
+    padding, stride, dilation = geometry.padding, geometry.stride, geometry.dilation
+    return list(padding), list(stride), list(dilation), geometry.groups
+
+
+def _convolve(x: Tensor, packed: Tensor, bias: Tensor, walk: _Walk, relu: bool) -> Tensor:
+    activation = "relu" if relu else "none"
     result: Tensor = torch.ops.mkldnn._convolution_pointwise(
-        x,
-        packed,
-        bias,
-        list(geometry.padding),
-        list(geometry.stride),
-        list(geometry.dilation),
-        geometry.groups,
-        "relu" if relu else "none",
-        [],
-        None,
+        x, packed, bias, *walk, activation, [], None
     )
     return result
 
 
 def _accumulate(
-    x: Tensor, other: Tensor, packed: Tensor, bias: Tensor, geometry: Geometry, relu: bool
+    x: Tensor, other: Tensor, packed: Tensor, bias: Tensor, walk: _Walk, relu: bool
 ) -> Tensor:
+    activation = "relu" if relu else None
     result: Tensor = torch.ops.mkldnn._convolution_pointwise_.binary(
-        other,
-        x,
-        packed,
-        bias,
-        list(geometry.padding),
-        list(geometry.stride),
-        list(geometry.dilation),
-        geometry.groups,
-        "add",
-        1.0,
-        "relu" if relu else None,
-        [],
-        None,
+        other, x, packed, bias, *walk, "add", 1.0, activation, [], None
     )
     return result

@@ -11,9 +11,12 @@ from tinkering.evaluation import memory
 from tinkering.evaluation.job import Job, Tiles
 from tinkering.population import PerturbedPopulation, Population
 
-_CACHE = 3 << 20
-"""Bytes of a tile's largest activation: larger ones leave the processor's caches."""
+_CACHE = 1 << 20
+"""Bytes of a run's largest activation: larger ones leave the processor's caches."""
+_SHARE_OF_WEIGHTS = 3
+"""Weights are read again for every run, so a run has activations of a third of their size."""
 _MOST_IMAGES = 512
+_IMAGES_PER_DRAW = 256
 _MIB = 1 << 20
 
 
@@ -47,8 +50,8 @@ class Plan:
         tiles = self.tiles
         lines = [
             f"engine {self.engine}: {self.reason}",
-            f"{tiles.members} members x {tiles.images} images a tile, {tiles.threads} threads, "
-            f"{str(self.dtype).removeprefix('torch.')}",
+            f"{tiles.members} members a thread, {tiles.images} images a run, "
+            f"{tiles.threads} threads, {str(self.dtype).removeprefix('torch.')}",
             f"about {self.needed / _MIB:,.0f} MiB of {self.budget / _MIB:,.0f} MiB",
         ]
         return "\n".join([*lines, *self.notes])
@@ -70,14 +73,19 @@ def make_plan(job: Job, engine: str, reason: str, budget: int | None, keeps_logi
     budget = memory.default_budget() if budget is None else budget
     members, batch = job.batches.shape[:2]
     sizes = _Sizes(job, engine, keeps_logits)
-    limit = sizes.images_in_cache()
     whole = engine == "vmapped" or job.program is None or job.program.captured.coupled
-    images = batch if whole or job.random else min(batch, limit)
-    per_tile = 1 if engine == "sequential" else min(members, max(1, limit // batch))
+    images = sizes.images_in_cache()
+    images = max(images, batch) if whole or job.random else min(images, members * batch)
+    each = 1 if engine == "sequential" else max(1, images // batch)
+    if engine == "factored":
+        # Noise for some runs at a time: drawing it costs some calls for every parameter.
+        each = max(each, _IMAGES_PER_DRAW // batch)
     threads = 1 if engine == "vmapped" or job.random else torch.get_num_threads()
-    tiles = Tiles(per_tile, images, min(threads, -(-members // per_tile)))
+    # A portion for every thread, as far as there are members.
+    each = min(each, -(-members // threads))
+    tiles = Tiles(each, images, min(threads, -(-members // each)))
     while sizes.needed(tiles) > budget:
-        smaller = _smaller(tiles, whole)
+        smaller = _smaller(tiles, batch if whole else 1)
         if smaller is None:
             raise ArgumentError(
                 "memory",
@@ -96,9 +104,9 @@ class _Sizes:
     def __init__(self, job: Job, engine: str, keeps_logits: bool) -> None:
         self._engine = engine
         self._dtype = job.dtype
-        own = job.own.values()
+        self._parameters = sum(value.numel() for value in job.own.values())
         # float32, and a copy that is folded, cast and packed
-        self._weights = sum(value.numel() for value in own) * (4 + 2 * job.dtype.itemsize)
+        self._weights = self._parameters * (4 + 2 * job.dtype.itemsize)
         program = job.program
         if program is None:
             # Nothing is known of its values: as many as weights, or some times the input.
@@ -115,16 +123,19 @@ class _Sizes:
 
     def images_in_cache(self) -> int:
         """Return how many images a tile should have."""
-        return max(1, min(_MOST_IMAGES, _CACHE // (self._largest * self._dtype.itemsize)))
+        weights = self._parameters * self._dtype.itemsize
+        room = max(_CACHE, weights // _SHARE_OF_WEIGHTS)
+        fitting = room // (self._largest * self._dtype.itemsize)
+        return 1 << (max(1, min(_MOST_IMAGES, fitting)).bit_length() - 1)
 
     def needed(self, tiles: Tiles) -> int:
         """Return the bytes that the evaluation takes, at most."""
-        at_a_time = tiles.members * tiles.images * self._image
+        at_a_time = tiles.threads * tiles.images * self._image
         if self._engine == "factored":
-            each = at_a_time + tiles.members * self._noise
-            return self._logits + self._weights + tiles.threads * each
+            noise = tiles.threads * tiles.members * self._noise
+            return self._logits + self._weights + at_a_time + noise
         copies = tiles.members * tiles.threads
-        return self._logits + copies * self._weights + tiles.threads * at_a_time
+        return self._logits + copies * self._weights + at_a_time
 
 
 def _noise_bytes(population: Population) -> int:
@@ -135,12 +146,12 @@ def _noise_bytes(population: Population) -> int:
     return sum(value.nbytes for noise in factors for value in vars(noise).values())
 
 
-def _smaller(tiles: Tiles, whole: bool) -> Tiles | None:
-    """Return the next smaller tiles, or None where there are none."""
+def _smaller(tiles: Tiles, fewest: int) -> Tiles | None:
+    """Return the next smaller tiles, with `fewest` images at least; None: there are none."""
     if tiles.members > 1:
         return Tiles(tiles.members // 2, tiles.images, tiles.threads)
-    if tiles.images > 1 and not whole:
-        return Tiles(1, tiles.images // 2, tiles.threads)
+    if tiles.images > fewest:
+        return Tiles(1, max(fewest, tiles.images // 2), tiles.threads)
     if tiles.threads > 1:
         return Tiles(1, tiles.images, tiles.threads // 2)
     return None

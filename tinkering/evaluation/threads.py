@@ -18,6 +18,8 @@ from typing import TypeVar
 
 import torch
 
+from tinkering.native.allocator import keep_freed_memory
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -42,6 +44,7 @@ def map_in_order(
             return function(item)
 
     with _starting:
+        keep_freed_memory()
         pool = _pool(threads)
     waiting: deque[Future[Result]] = deque()
     try:

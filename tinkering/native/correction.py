@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import ctypes
 from dataclasses import dataclass
+from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -73,53 +75,57 @@ def available(x: Tensor) -> bool:
     return x.device.type == "cpu" and x.dtype in _NAMES and library() is not None
 
 
-def correct(
-    x: Tensor,
-    residual: Tensor | None,
-    out: Tensor,
-    shape: Shape,
-    noise: LayerNoise,
-    rows: Tensor,
-    signs: Tensor,
-) -> None:
-    """Write ``residual + what each image's member adds to the centre's layer`` into `out`.
+class Correction:
+    """What members add to a layer, for any of the images that one draw of noise serves.
 
     Args:
-        x: the layer's input.
-        residual: of the result's shape, or None for nothing; may be `out`.
-        out: the result's memory, in the dtype of `x`.
         shape: of the layer.
         noise: of the layer.
-        rows: ``[images]``, int64: the row of each image's pair.
-        signs: ``[images]``, float32.
     """
-    kernels = _kernels()
-    rank = 0 if noise.left is None else noise.left.shape[1]
-    layer = _Layer(
-        shape.channels,
-        shape.outputs,
-        *shape.image,
-        *shape.result,
-        *shape.kernel,
-        *shape.stride,
-        *shape.padding,
-        *shape.dilation,
-        rank,
-        noise.taps is not None,
-        _address(noise.left),
-        _address(noise.right),
-        _address(noise.taps),
-        _address(noise.scale),
-        _address(noise.shift),
-        _address(noise.shift_scale),
-        *(_stride(rows) for rows in (noise.left, noise.right, noise.taps, noise.shift)),
-    )
-    function = getattr(kernels, f"correct_{_NAMES[x.dtype]}")
-    function(
-        ctypes.byref(layer),
-        *map(_pointer, map(_address, (x, residual, out, rows, signs))),
-        ctypes.c_int64(len(rows)),
-    )
+
+    def __init__(self, shape: Shape, noise: LayerNoise) -> None:
+        self._noise = noise  # the addresses below are its
+        self._layer = _Layer(
+            shape.channels,
+            shape.outputs,
+            *shape.image,
+            *shape.result,
+            *shape.kernel,
+            *shape.stride,
+            *shape.padding,
+            *shape.dilation,
+            0 if noise.left is None else noise.left.shape[1],
+            noise.taps is not None,
+            _address(noise.left),
+            _address(noise.right),
+            _address(noise.taps),
+            _address(noise.scale),
+            _address(noise.shift),
+            _address(noise.shift_scale),
+            *(_stride(rows) for rows in (noise.left, noise.right, noise.taps, noise.shift)),
+        )
+
+    def write(
+        self, x: Tensor, residual: Tensor | None, out: Tensor, rows: Tensor, signs: Tensor
+    ) -> None:
+        """Write ``residual + what each image's member adds to the centre's layer`` into `out`.
+
+        Args:
+            x: the layer's input.
+            residual: of the result's shape, or None for nothing; may be `out`.
+            out: the result's memory, in the dtype of `x`.
+            rows: ``[images]``, int64: the row of each image's pair.
+            signs: ``[images]``, float32.
+        """
+        _functions()[f"correct_{_NAMES[x.dtype]}"](
+            ctypes.byref(self._layer),
+            x.data_ptr(),
+            _address(residual),
+            out.data_ptr(),
+            rows.data_ptr(),
+            signs.data_ptr(),
+            len(rows),
+        )
 
 
 def affine(
@@ -150,29 +156,40 @@ def affine(
         rows: ``[images]``, int64.
         signs: ``[images]``, float32.
     """
-    kernels = _kernels()
     channels = len(scale)
-    function = getattr(kernels, f"affine_{_NAMES[x.dtype]}")
-    tensors = (out, x, residual, scale, scale_noise, shift, shift_noise)
-    function(
-        *map(_pointer, map(_address, tensors)),
-        ctypes.c_int64(_stride(scale_noise)),
-        ctypes.c_int64(_stride(shift_noise)),
-        ctypes.c_float(sigma),
-        _pointer(_address(rows)),
-        _pointer(_address(signs)),
-        ctypes.c_int64(len(rows)),
-        ctypes.c_int64(x.numel() // (len(rows) * channels)),
-        ctypes.c_int32(channels),
-        ctypes.c_int32(relu),
+    _functions()[f"affine_{_NAMES[x.dtype]}"](
+        *map(_address, (out, x, residual, scale, scale_noise, shift, shift_noise)),
+        _stride(scale_noise),
+        _stride(shift_noise),
+        sigma,
+        rows.data_ptr(),
+        signs.data_ptr(),
+        len(rows),
+        x.numel() // (len(rows) * channels),
+        channels,
+        relu,
     )
 
 
-def _kernels() -> ctypes.CDLL:
+@cache
+def _functions() -> dict[str, Any]:
+    """Return the kernels by name, with the types of their arguments."""
     kernels = library()
     if kernels is None:
         raise RuntimeError("ask available() first")
-    return kernels
+    size, real = ctypes.c_int64, ctypes.c_float
+    types = {
+        "correct": [*[_pointer] * 6, size],
+        "affine": [*[_pointer] * 7, size, size, real, _pointer, _pointer, size, size]
+        + [ctypes.c_int32] * 2,
+    }
+    functions = {}
+    for name in _NAMES.values():
+        for kernel, arguments in types.items():
+            function = getattr(kernels, f"{kernel}_{name}")
+            function.argtypes, function.restype = arguments, None
+            functions[f"{kernel}_{name}"] = function
+    return functions
 
 
 def _address(tensor: Tensor | None) -> int | None:

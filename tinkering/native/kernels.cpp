@@ -95,15 +95,15 @@ inline Lanes<8>::F neighbours(Lanes<8>::F a, Lanes<8>::F b) {
          __builtin_shufflevector(a, b, 1, 3, 5, 7, 9, 11, 13, 15);
 }
 
-// sums[p] = sum_c x[p, c] * right[c] for V pixels, whose channels are a multiple of V.
+// sums[p] = sum_c x[p * step + c] * right[c] for V pixels, whose channels are a multiple of V.
 template <int V, typename T>
-inline typename Lanes<V>::F dots(const T* x, const float* right, int channels) {
+inline typename Lanes<V>::F dots(const T* x, const float* right, int channels, int64_t step) {
   typename Lanes<V>::F sum[V];
   typename Lanes<V>::F factor = load<V>(right);
-  for (int p = 0; p < V; ++p) sum[p] = load<V>(x + p * channels) * factor;
+  for (int p = 0; p < V; ++p) sum[p] = load<V>(x + p * step) * factor;
   for (int c = V; c < channels; c += V) {
     factor = load<V>(right + c);
-    for (int p = 0; p < V; ++p) sum[p] += load<V>(x + p * channels + c) * factor;
+    for (int p = 0; p < V; ++p) sum[p] += load<V>(x + p * step + c) * factor;
   }
   for (int width = V; width > 1; width /= 2)
     for (int p = 0; p < width / 2; ++p) sum[p] = neighbours(sum[2 * p], sum[2 * p + 1]);
@@ -180,11 +180,26 @@ void fill_row(const Layer& l, const Walk& w, const T* x, const float* right, flo
   int p = 0;
   if (w.step_x == 1 && w.step_y == 1 && l.channels % V == 0)
     for (; p + V <= pixels; p += V)
-      store<V>(row + p, dots<V>(x + int64_t(p) * l.channels, right, l.channels) * sign);
-  for (; p < pixels; ++p) {
-    const int64_t at = int64_t(p / w.width * w.step_y) * l.width + p % w.width * w.step_x;
-    row[p] = dot<V>(x + at * l.channels, right, l.channels) * sign;
+      store<V>(row + p,
+               dots<V>(x + int64_t(p) * l.channels, right, l.channels, l.channels) * sign);
+  if (p == 0 && w.step_x > 1 && l.channels % V == 0) {
+    // Pixels with gaps between them: V of a row at a time, the last V anew where need be.
+    for (int y = 0; y < w.height && w.width >= V; ++y) {
+      const T* from = x + int64_t(y) * w.step_y * l.width * l.channels;
+      for (int i = 0; i < w.width; i += V) {
+        const int at = i + V <= w.width ? i : w.width - V;
+        store<V>(row + y * w.width + at,
+                 dots<V>(from + int64_t(at) * w.step_x * l.channels, right, l.channels,
+                         w.step_x * l.channels) * sign);
+      }
+    }
+    if (w.width >= V) return;
   }
+  for (int y = p / w.width; y < w.height; ++y)
+    for (int i = y == p / w.width ? p % w.width : 0; i < w.width; ++i) {
+      const int64_t at = int64_t(y) * w.step_y * l.width + i * w.step_x;
+      row[y * w.width + i] = dot<V>(x + at * l.channels, right, l.channels) * sign;
+    }
 }
 
 // planes[r], with zeros around: mixtures of the channels, or the channels themselves.
@@ -197,9 +212,14 @@ void fill_planes(const Layer& l, const Walk& w, const T* x, int64_t pair, float 
       (l.channels % 16 == 0 ? fill_row<16, T> : fill_row<8, T>)(l, w, x, right, sign,
                                                                 s.row.data());
     } else {
-      for (int p = 0; p < w.height * w.width; ++p) {
-        const int64_t at = int64_t(p / w.width * w.step_y) * l.width + p % w.width * w.step_x;
-        s.row[p] = widen(x[at * l.channels + r]) * sign;
+      float* row = s.row.data();
+      for (int y = 0; y < w.height; ++y, row += w.width) {
+        const T* from = x + int64_t(y) * w.step_y * l.width * l.channels + r;
+        if (l.channels == 1 && w.step_x == 1)
+          for (int i = 0; i < w.width; ++i) row[i] = widen(from[i]) * sign;
+        else
+          for (int i = 0; i < w.width; ++i)
+            row[i] = widen(from[int64_t(i) * w.step_x * l.channels]) * sign;
       }
     }
     float* to = &s.planes[r * w.plane + w.pad_y * w.across + w.pad_x];
@@ -239,6 +259,29 @@ struct Terms {
   std::vector<int64_t> offsets;
 };
 
+template <int V, typename T>
+inline typename Lanes<V>::F start(typename Lanes<V>::F base, const T* residual, int64_t at,
+                                  int lanes) {
+  if (!residual) return base;
+  return base + (lanes == V ? load<V>(residual + at) : load_some<V>(residual + at, lanes));
+}
+
+// A kernel of 3 x 3 with stride 1: P pixels at a time, which share what they read.
+template <int V, int P, typename T>
+inline __attribute__((always_inline)) void spread_nine(
+    const float* from, const Terms& terms, const typename Lanes<V>::F* tap,
+    typename Lanes<V>::F base, const T* residual, T* out, int64_t at, int outputs) {
+  typename Lanes<V>::F sum[P];
+  for (int p = 0; p < P; ++p) sum[p] = start<V>(base, residual, at + int64_t(p) * outputs, V);
+  for (int row = 0; row < 3; ++row, from += terms.across)
+    for (int column = 0; column < P + 2; ++column) {
+      const float value = from[column];
+      for (int p = 0; p < P; ++p)
+        if (column >= p && column - p < 3) sum[p] += value * tap[3 * row + column - p];
+    }
+  for (int p = 0; p < P; ++p) store<V>(out + at + int64_t(p) * outputs, sum[p]);
+}
+
 // out[pixel, lanes] = base + residual + sum_k planes[pixel + offset_k] * taps_k, one row.
 // K: 9 for a 3 x 3 kernel without dilation, 1 for a single term, 0 for any.
 template <int V, int K, typename T>
@@ -249,16 +292,19 @@ inline __attribute__((always_inline)) void spread(const float* planes, const Ter
   F tap[K ? K : 1];
   for (int k = 0; k < K; ++k) tap[k] = load<V>(taps + k * V);
   const F base = load<V>(taps + terms.count * V);
-  for (int i = 0; i < width; ++i) {
+  int i = 0;
+  if (K == 9 && terms.stride == 1)
+    for (; i + 4 <= width; i += 4)
+      spread_nine<V, 4>(planes + i, terms, tap, base, residual, out, int64_t(i) * outputs,
+                        outputs);
+  for (; i < width; ++i) {
     const float* from = planes + int64_t(i) * terms.stride;
     const int64_t at = int64_t(i) * outputs;
-    F sum = base, more = {};
-    if (residual)
-      sum += lanes == V ? load<V>(residual + at) : load_some<V>(residual + at, lanes);
+    F sum = start<V>(base, residual, at, lanes);
     if (K == 9) {
       const float *middle = from + terms.across, *last = middle + terms.across;
+      F more = from[1] * tap[1];
       sum += from[0] * tap[0];
-      more = from[1] * tap[1];
       sum += from[2] * tap[2];
       more += middle[0] * tap[3];
       sum += middle[1] * tap[4];
