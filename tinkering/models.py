@@ -196,17 +196,24 @@ def functional_forward_core(
 
 
 def get_parallel_forward_pass_fn(
-    model: nn.Module, in_dims: tuple[int | None, int | None] = (0, None)
+    model: nn.Module,
+    in_dims: tuple[int | None, int | None] = (0, None),
+    *,
+    chunk_size: int | None = None,
 ) -> Callable[[ParamsAndBuffers, Tensor], Tensor]:
-    """Return a function that runs many parameter sets through `model` with ``torch.func.vmap``.
+    """Return a function that runs many parameter sets through `model`.
 
-    Dropout, where the module has any, draws the same mask for every member
-    (``randomness="same"``).
+    What it returns is what ``torch.func.vmap`` returns. On the CPU, in eval mode and where no
+    gradient is wanted, members run one after the other through the module's fused layers,
+    which is faster; everywhere else it is ``vmap`` itself: gradients flow through it, and in
+    train mode each member moves its own running statistics. Dropout, where the module has
+    any, draws the same mask for every member (``randomness="same"``).
 
     Args:
         model: a module, for its structure and its train or eval mode.
         in_dims: ``(0, None)`` hands the same batch to every member;
             ``(0, 0)`` hands the i-th batch of ``x`` to the i-th member.
+        chunk_size: members at a time through ``vmap``; None for all at once, or the fast way.
 
     Returns:
         ``forward(params_and_buffers, x) -> [members, batch, classes]``, where
@@ -214,7 +221,8 @@ def get_parallel_forward_pass_fn(
         ``[batch, ...]`` for ``(0, None)``, ``[members, batch, ...]`` for ``(0, 0)``.
 
     Raises:
-        ArgumentError: (a ``ValueError``) `in_dims` is neither of the two.
+        ArgumentError: (a ``ValueError``) `in_dims` is neither of the two, or `chunk_size` is
+            below 1.
 
     Example:
         >>> models = [SimpleResNet(BasicBlock, [1, 1, 1, 1], width=2) for _ in range(3)]
@@ -228,13 +236,25 @@ def get_parallel_forward_pass_fn(
             "(0, None) for one batch shared by all members or (0, 0) for a batch each",
             in_dims,
         )
+    if chunk_size is not None and chunk_size < 1:
+        raise ArgumentError("chunk_size", "an integer of at least 1", chunk_size)
 
     def forward_one(params_and_buffers: ParamsAndBuffers, x: Tensor) -> Tensor:
         return functional_forward_core(model, params_and_buffers, x)
 
-    forward: Callable[[ParamsAndBuffers, Tensor], Tensor] = vmap(
-        forward_one, in_dims=in_dims, randomness="same"
+    vmapped: Callable[[ParamsAndBuffers, Tensor], Tensor] = vmap(
+        forward_one, in_dims=in_dims, randomness="same", chunk_size=chunk_size
     )
+
+    def forward(params_and_buffers: ParamsAndBuffers, x: Tensor) -> Tensor:
+        # Imported late: the engines stand above this room, and only this function needs them.
+        from tinkering.evaluation.parallel import parallel_forward
+
+        fast = None
+        if chunk_size is None:
+            fast = parallel_forward(model, params_and_buffers, x, in_dims == (0, None))
+        return vmapped(params_and_buffers, x) if fast is None else fast
+
     return forward
 
 

@@ -29,6 +29,8 @@ class Captured:
     """The tensor behind a placeholder that is neither, by the placeholder's name."""
     coupled: bool
     """Whether an image's result depends on the images beside it."""
+    random: bool
+    """Whether the forward draws random numbers."""
 
     def values(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return the tensor behind every placeholder but the images'.
@@ -76,7 +78,7 @@ def draws_random_numbers(model: nn.Module, captured: Captured | None) -> bool:
         layers = model.modules()
         dropouts = [layer for layer in layers if isinstance(layer, nn.modules.dropout._DropoutNd)]
         return any(layer.training and layer.p > 0 for layer in dropouts)
-    return any(_is_random(node) for node in captured.graph.nodes)
+    return captured.random
 
 
 def _is_random(node: fx.Node) -> bool:
@@ -97,17 +99,20 @@ def _couples_images(model: nn.Module, x: Tensor) -> bool:
     if images.is_floating_point():  # else numbers with a meaning, such as words
         generator = torch.Generator().manual_seed(0)
         images = torch.randn(images.shape, generator=generator).to(images)
+    elif torch.equal(images[0], images[1]):
+        images[1] = 0
     # Copies: a norm that was left in train mode would write into the module's buffers.
     buffers = {name: value.clone() for name, value in model.named_buffers()}
-    with torch.no_grad():
-        together = functional_call(model, buffers, (images,))
+    # Active dropout would leave the caller's generator elsewhere than a kept result does.
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        together = functional_call(model, buffers, (images.clone(),))
         if not isinstance(together, Tensor):
             raise UnsupportedLayerError(
                 type(model).__name__,
                 f"its forward (it returns {type(together).__name__}, no tensor)",
             )
         try:
-            alone = functional_call(model, buffers, (images[:1],))
+            alone = functional_call(model, buffers, (images[:1].clone(),))
         except ValueError:  # a norm that needs more than one value a channel
             return True
     return len(together) != 2 or not torch.allclose(together[:1], alone, rtol=1e-3, atol=1e-4)
@@ -144,4 +149,5 @@ def _export(model: nn.Module, x: Tensor, coupled: bool) -> Captured:
     given = {*parameters, *buffers, *constants}
     placeholders = [node.name for node in program.graph.nodes if node.op == "placeholder"]
     (images,) = (name for name in placeholders if name not in given)
-    return Captured(program.graph, images, parameters, buffers, constants, coupled)
+    random = any(_is_random(node) for node in program.graph.nodes)
+    return Captured(program.graph, images, parameters, buffers, constants, coupled, random)

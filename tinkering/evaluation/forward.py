@@ -16,11 +16,11 @@ from tinkering.evaluation.batchnorm import (
     reference_statistics,
     with_batch_statistics,
 )
-from tinkering.evaluation.capture import capture, draws_random_numbers
+from tinkering.evaluation.capture import draws_random_numbers
 from tinkering.evaluation.engines import ENGINES, choose
 from tinkering.evaluation.finite import require_finite
 from tinkering.evaluation.fitness import Fitness, checked, negative_cross_entropy
-from tinkering.evaluation.graph import Program
+from tinkering.evaluation.graph import program
 from tinkering.evaluation.job import Job, Run
 from tinkering.evaluation.onednn import bfloat16_is_fast
 from tinkering.evaluation.plan import Plan, make_plan
@@ -196,12 +196,12 @@ def _planned(
     require_finite(population)
     shared = options.in_dims == (0, None)
     batches = x.expand(len(population), *x.shape) if shared else x
-    program, not_captured = None, ""
+    steps, not_captured = None, ""
     try:
-        program = Program(capture(structure, batches[0]))
+        steps = program(structure, batches[0])
     except UnsupportedLayerError as error:
         not_captured = str(error.args[1])
-    random = draws_random_numbers(structure, program.captured if program else None)
+    random = draws_random_numbers(structure, steps.captured if steps else None)
     if random and options.randomness == "error":
         raise ArgumentError(
             "randomness",
@@ -217,7 +217,7 @@ def _planned(
         shared=shared,
         dtype=options.dtype,
         randomness=options.randomness,
-        program=program,
+        program=steps,
         not_captured=not_captured,
         random=random,
     )

@@ -10,15 +10,17 @@ No class and no layer name is looked at, only operations, so this holds for any 
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
-from tinkering.evaluation.capture import Captured
+from tinkering.evaluation.capture import Captured, capture
 
 _aten = torch.ops.aten
 CONVOLUTIONS = (_aten.conv1d.default, _aten.conv2d.default, _aten.conv3d.default)
@@ -26,19 +28,9 @@ LINEAR = _aten.linear.default
 NORM = _aten.batch_norm.default
 _ADDITIONS = (_aten.add.Tensor, _aten.add_.Tensor)
 _RELUS = (_aten.relu.default, _aten.relu_.default)
+_DROPOUT = _aten.dropout.default  # active ones are never captured
 # These neither mix numbers nor lose digits, so they keep the dtype they are handed.
-_ANY_DTYPE = {
-    *_ADDITIONS,
-    *_RELUS,
-    _aten.contiguous.default,
-    _aten.dropout.default,  # active ones are never captured
-    _aten.flatten.using_ints,
-    _aten.max_pool2d.default,
-    _aten.permute.default,
-    _aten.reshape.default,
-    _aten.transpose.int,
-    _aten.view.default,
-}
+_ANY_DTYPE = {*_ADDITIONS, *_RELUS, _aten.max_pool2d.default}
 
 
 @dataclass(frozen=True)
@@ -70,6 +62,22 @@ FusedCall = Callable[[Fused, Tensor, Tensor | None], Tensor]
 NodeCall = Callable[..., Any]
 
 
+_programs: WeakKeyDictionary[nn.Module, dict[int, Program]] = WeakKeyDictionary()
+
+
+def program(model: nn.Module, x: Tensor) -> Program:
+    """Return the steps of ``model(x)``; they are kept as long as the module.
+
+    Raises:
+        UnsupportedLayerError: the forward cannot be captured.
+    """
+    captured = capture(model, x)
+    programs = _programs.setdefault(model, {})
+    if id(captured) not in programs:  # a program holds what it was made from, so ids stay
+        programs[id(captured)] = Program(captured)
+    return programs[id(captured)]
+
+
 class Program:
     """The steps of a captured module, in order.
 
@@ -83,6 +91,9 @@ class Program:
         (output,) = (node for node in captured.graph.nodes if node.op == "output")
         self.output: fx.Node = output.args[0][0]
         self._released = self._last_uses()
+        self._writes_images = any(
+            _writes(node) and _memory(node).name == captured.images for node in self.plain
+        )
 
     @cached_property
     def fused(self) -> list[Fused]:
@@ -129,7 +140,7 @@ class Program:
         """
         calls = node_calls or {}
         known: dict[str, Any] = dict(values)
-        known[self.captured.images] = images
+        known[self.captured.images] = images.clone() if self._writes_images else images
         for step, released in self.walk():
             if isinstance(step, Fused):
                 residual = None if step.residual is None else known[step.residual.name]
@@ -165,9 +176,8 @@ def arguments(node: fx.Node) -> dict[str, Any]:
 
 
 def _call(node: fx.Node, call: NodeCall | None, known: Mapping[str, Any]) -> Any:
-    schema = getattr(node.target, "_schema", None)
-    # An operation in place has to find the tensor that others know.
-    keep = node.target in _ANY_DTYPE or (schema is not None and schema.is_mutable)
+    # What others know has to be found by an operation in place, and by a view it writes to.
+    keep = node.target in _ANY_DTYPE or _shares_memory(node)
 
     def value(argument: fx.Node) -> Any:
         found = known[argument.name]
@@ -210,17 +220,23 @@ def _is_layer(node: fx.Node) -> bool:
 def _grown(layer: fx.Node, taken: Mapping[fx.Node, Fused]) -> Fused:
     """Return a layer with as much as it can take in."""
     norm, residual, relu, last = None, None, False, layer
+    source = layer.all_input_nodes[0]
     if layer.target is not NORM:
         behind = _only_user(last)
-        if behind is not None and _joins(behind, last):
+        if behind is not None and _joins(behind, last) and _lasts(source, last, behind):
             norm = last = behind
     behind = _only_user(last)
     if behind is not None and behind not in taken and behind.target in _ADDITIONS:
         other = _other_summand(behind, last)
-        if other is not None:
+        if other is not None and _lasts(source, last, behind):
             residual, last = other, behind
     behind = _only_user(last)
-    if behind is not None and behind.target in _RELUS:
+    reads = [source] if residual is None else [source, residual]
+    if (
+        behind is not None
+        and behind.target in _RELUS
+        and all(_lasts(read, last, behind) for read in reads)
+    ):
         relu, last = True, behind
     return Fused(layer, norm, residual, relu, last)
 
@@ -236,6 +252,37 @@ def _covered(fused: Fused) -> Iterator[fx.Node]:
 def _only_user(node: fx.Node) -> fx.Node | None:
     users = list(node.users)
     return users[0] if len(users) == 1 else None
+
+
+def _lasts(value: fx.Node, after: fx.Node, before: fx.Node) -> bool:
+    """Return whether nothing writes to a value between two operations."""
+    memory, node = _memory(value), after.next
+    while node is not before:
+        if _writes(node) and _memory(node) is memory:
+            return False
+        node = node.next
+    return True
+
+
+def _writes(node: fx.Node) -> bool:
+    """Return whether an operation works in place."""
+    schema = getattr(node.target, "_schema", None)
+    return schema is not None and schema.is_mutable
+
+
+def _memory(node: fx.Node) -> fx.Node:
+    """Return the operation that made the tensor in whose memory a value is."""
+    while _shares_memory(node) and node.all_input_nodes:
+        node = node.all_input_nodes[0]
+    return node
+
+
+def _shares_memory(node: fx.Node) -> bool:
+    """Return whether a value may be in the memory of what it is made from, as a view is."""
+    schema = getattr(node.target, "_schema", None)
+    if schema is None:
+        return node.target is operator.getitem
+    return node.target is _DROPOUT or any(value.alias_info for value in schema.returns)
 
 
 def _joins(norm: fx.Node, layer: fx.Node) -> bool:

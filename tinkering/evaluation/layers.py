@@ -122,7 +122,8 @@ class ConvLayer:
         x = x.unsqueeze(2) if self._flat else x
         if x.dim() == 5:
             return x.to(self._dtype)
-        return x.to(self._dtype, memory_format=torch.channels_last)
+        # `contiguous`, since a part of a tensor's channels passes for channels-last otherwise.
+        return x.to(self._dtype).contiguous(memory_format=torch.channels_last)
 
     def leave(self, out: Tensor) -> Tensor:
         """Return the result with the axes that the layer's has."""
@@ -234,7 +235,7 @@ def affine(
     if x.dim() == 4 and correction.available(x):
         x = x.contiguous(memory_format=torch.channels_last)
         if residual is not None:
-            residual = residual.to(x.dtype, memory_format=torch.channels_last)
+            residual = residual.to(x.dtype).contiguous(memory_format=torch.channels_last)
         out = torch.empty_like(x)
         correction.affine(
             x, residual, out, scale, noise[0], shift, noise[1], sigma, relu, rows, signs

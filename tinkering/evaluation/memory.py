@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import resource
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from torch import Tensor, fx
 
 from tinkering.evaluation.graph import Fused, Program
+from tinkering.native.free_memory import free_memory
 
-_GROUP = Path("/sys/fs/cgroup")
 _SHARE = 0.5
 """Of the free memory, for a budget that nobody named."""
-_UNKNOWN = 2**62
 
 
 def default_budget() -> int:
@@ -23,44 +22,35 @@ def default_budget() -> int:
         >>> default_budget() > 0
         True
     """
-    free = min(_machine(), _group(), _address_space())
-    return int(max(free, 0) * _SHARE)
+    return int(free_memory() * _SHARE)
 
 
-def _machine() -> int:
-    """Return what the system says is available."""
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-    except OSError:  # another system: assume that there is enough
-        return _UNKNOWN
-    sizes = dict(line.split(":", 1) for line in lines)
-    return int(sizes["MemAvailable"].split()[0]) * 1024
+@dataclass(frozen=True)
+class Footprint:
+    """What one image takes on its way through a module, with all values as float32."""
+
+    peak: int
+    """Bytes of the values that are held at a time, at most."""
+    largest: int
+    """Numbers of the largest value: an activation."""
+    output: int
+    """Bytes of the result."""
 
 
-def _group() -> int:
-    """Return what the control group has left, as containers have it."""
-    try:
-        limit = (_GROUP / "memory.max").read_text().strip()
-        used = (_GROUP / "memory.current").read_text().strip()
-    except OSError:
-        return _UNKNOWN
-    return _UNKNOWN if limit == "max" else int(limit) - int(used)
+_footprints: WeakKeyDictionary[Program, Footprint] = WeakKeyDictionary()
 
 
-def _address_space() -> int:
-    """Return what ``ulimit -v`` has left."""
-    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
-    if limit == resource.RLIM_INFINITY:
-        return _UNKNOWN
-    try:
-        pages = int(Path("/proc/self/statm").read_text().split()[0])
-    except OSError:
-        return limit
-    return limit - pages * resource.getpagesize()
+def footprint(program: Program) -> Footprint:
+    """Return what one image takes; it is kept as long as the program."""
+    if program not in _footprints:
+        made = [step.last if isinstance(step, Fused) else step for step, _ in program.walk()]
+        largest = max(_size(node) // 4 for node in [_images(program), *made])
+        _footprints[program] = Footprint(_peak(program), largest, _size(program.output))
+    return _footprints[program]
 
 
-def bytes_per_image(program: Program) -> int:
-    """Return the most that one image's values take at a time, counted as float32.
+def _peak(program: Program) -> int:
+    """Return the most bytes that one image's values take at a time.
 
     A step's input may be cast, and its result is built beside what it adds, so these
     count twice.
@@ -76,17 +66,6 @@ def bytes_per_image(program: Program) -> int:
         for name in released:
             live.pop(name, None)
     return max(most, 1)
-
-
-def largest_value(program: Program) -> int:
-    """Return how many numbers an image's largest value has: an activation."""
-    made = [step.last if isinstance(step, Fused) else step for step, _ in program.walk()]
-    return max([_size(node) // 4 for node in [_images(program), *made]])
-
-
-def output_size(program: Program) -> int:
-    """Return the bytes of one image's result, as float32."""
-    return _size(program.output)
 
 
 def _images(program: Program) -> fx.Node:

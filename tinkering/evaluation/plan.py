@@ -11,12 +11,14 @@ from tinkering.evaluation import memory
 from tinkering.evaluation.job import Job, Tiles
 from tinkering.population import PerturbedPopulation, Population
 
-_CACHE = 1 << 20
+_CACHE = 2 << 20
 """Bytes of a run's largest activation: larger ones leave the processor's caches."""
 _SHARE_OF_WEIGHTS = 3
 """Weights are read again for every run, so a run has activations of a third of their size."""
 _MOST_IMAGES = 512
-_IMAGES_PER_DRAW = 256
+_NOISE = 2 << 20
+"""Bytes of noise to draw at once: drawing costs some calls for every parameter, so many
+members' noise is drawn together, as long as it stays in the caches until it is used."""
 _MIB = 1 << 20
 
 
@@ -78,8 +80,7 @@ def make_plan(job: Job, engine: str, reason: str, budget: int | None, keeps_logi
     images = max(images, batch) if whole or job.random else min(images, members * batch)
     each = 1 if engine == "sequential" else max(1, images // batch)
     if engine == "factored":
-        # Noise for some runs at a time: drawing it costs some calls for every parameter.
-        each = max(each, _IMAGES_PER_DRAW // batch)
+        each = max(each, sizes.members_a_draw())
     threads = 1 if engine == "vmapped" or job.random else torch.get_num_threads()
     # A portion for every thread, as far as there are members.
     each = min(each, -(-members // threads))
@@ -114,9 +115,8 @@ class _Sizes:
             self._image = max(64 * image, self._weights // 8)
             self._largest, self._output = 16 * image // 4, image
         else:
-            self._image = memory.bytes_per_image(program)
-            self._largest = memory.largest_value(program)
-            self._output = memory.output_size(program)
+            one = memory.footprint(program)
+            self._image, self._largest, self._output = one.peak, one.largest, one.output
         members, batch = job.batches.shape[:2]
         self._logits = members * batch * self._output if keeps_logits else members * 4
         self._noise = 2 * _noise_bytes(job.population)
@@ -127,6 +127,10 @@ class _Sizes:
         room = max(_CACHE, weights // _SHARE_OF_WEIGHTS)
         fitting = room // (self._largest * self._dtype.itemsize)
         return 1 << (max(1, min(_MOST_IMAGES, fitting)).bit_length() - 1)
+
+    def members_a_draw(self) -> int:
+        """Return how many members' noise should be drawn at once."""
+        return max(1, _NOISE // max(1, self._noise))
 
     def needed(self, tiles: Tiles) -> int:
         """Return the bytes that the evaluation takes, at most."""

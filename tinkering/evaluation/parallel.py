@@ -1,0 +1,79 @@
+"""The seed's parallel forward on the fast path, for calls that need no more than numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from tinkering.errors import ArgumentError, UnsupportedLayerError
+from tinkering.evaluation import sequential
+from tinkering.evaluation.graph import program
+from tinkering.evaluation.job import Job
+from tinkering.evaluation.plan import make_plan
+from tinkering.population import StackedPopulation
+
+
+def parallel_forward(
+    model: nn.Module,
+    params_and_buffers: tuple[Mapping[str, Tensor], Mapping[str, Tensor]],
+    x: Tensor,
+    shared: bool,
+) -> Tensor | None:
+    """Return what ``vmap`` would, members one after the other; None where only vmap will do.
+
+    That is: where gradients are wanted, in train mode, inside another transformation of
+    ``torch.func``, on another device than the CPU, in another dtype than float32, and for
+    modules that cannot be captured.
+
+    Args:
+        model: the architecture.
+        params_and_buffers: stacked, ``[members, ...]`` each.
+        x: ``[batch, ...]`` if `shared`, else ``[members, batch, ...]``.
+        shared: whether all members see the same batch.
+    """
+    if any(module.training for module in model.modules()):
+        return None
+    if not _are_plain([x, *params_and_buffers[0].values(), *params_and_buffers[1].values()]):
+        return None
+    try:
+        population = StackedPopulation(*params_and_buffers)
+        batches = x.expand(len(population), *x.shape) if shared else x
+        if len(batches) != len(population) or batches.numel() == 0:
+            return None  # vmap says what is wrong
+        steps = program(model, batches[0])
+    except (ArgumentError, UnsupportedLayerError):
+        return None
+    if steps.captured.random or steps.output.meta["val"].dtype != torch.float32:
+        return None
+    job = Job(
+        model=model,
+        source=model,
+        population=population,
+        batches=batches,
+        shared=shared,
+        dtype=torch.float32,
+        randomness="same",
+        program=steps,
+        not_captured="",
+        random=False,
+    )
+    tiles = make_plan(job, "sequential", "explicit members", None, keeps_logits=True).tiles
+    with torch.no_grad():
+        return torch.cat([logits for _, logits in sequential.prepare(job)(tiles)])
+
+
+def _are_plain(tensors: Iterable[Tensor]) -> bool:
+    """Return whether these are numbers in memory, from which no gradient is wanted."""
+    gradients = torch.is_grad_enabled()
+    for tensor in tensors:
+        if (gradients and tensor.requires_grad) or tensor.device.type != "cpu":
+            return False
+        if tensor.is_floating_point() and tensor.dtype != torch.float32:
+            return False
+        try:
+            tensor.data_ptr()
+        except RuntimeError:  # a tensor inside a transformation has no memory of its own
+            return False
+    return True
