@@ -20,7 +20,7 @@ import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -90,8 +90,7 @@ class Stream:
         return numbers.view(len(pairs), blocks * _NORMALS_PER_BLOCK)[:, :count]
 
     def _key(self, name: str) -> tuple[int, int]:
-        digest = hashlib.blake2b(name.encode(), digest_size=8).digest()
-        return int(self.seed), int.from_bytes(digest, "little")
+        return int(self.seed), _digest(name)
 
     def _words(self, name: str, first_block: int, blocks: int) -> np.ndarray:
         """Return the generator's words, from numpy."""
@@ -101,6 +100,11 @@ class Stream:
             blocks * _WORDS_PER_BLOCK
         )
         return words
+
+
+@lru_cache(maxsize=4096)
+def _digest(name: str) -> int:
+    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "little")
 
 
 def _normals(words: np.ndarray) -> Float[Tensor, " normals"]:
@@ -135,6 +139,12 @@ class Factors(Protocol):
 
     def weighted_sum(self, weights: Float[Tensor, " rows"]) -> Float[Tensor, "*shape"]:
         """Return ``sum_i weights[i] * dense()[i]`` without building `dense`."""
+
+
+def on_device(factors: Factors, device: torch.device) -> Factors:
+    """Return the same noise on another device."""
+    moved: Factors = type(factors)(*(value.to(device) for value in vars(factors).values()))
+    return moved
 
 
 @dataclass(frozen=True)
@@ -280,7 +290,7 @@ class LowRank:
             factors = _draw(stream, name, shape, pairs, self.rank, [(*kernel, out), (inputs,)])
             if factors is not None:
                 left, right = factors
-                return LowRankFactors(left / math.sqrt(self.rank), right)
+                return LowRankFactors(_shared_variance(left, self.rank), right)
         return Dense().draw(stream, name, shape, pairs)
 
 
@@ -326,12 +336,17 @@ class Separable:
         if factors is None:
             return Dense().draw(stream, name, shape, pairs)
         left, taps, right = factors
-        return SeparableFactors(left / math.sqrt(self.rank), taps, right)
+        return SeparableFactors(_shared_variance(left, self.rank), taps, right)
 
 
 def _check_rank(rank: int) -> None:
     if rank < 1:
         raise ArgumentError("rank", "an integer of at least 1", rank)
+
+
+def _shared_variance(left: Tensor, rank: int) -> Tensor:
+    """Return factors of which `rank` products sum to unit variance; no copy for one."""
+    return left if rank == 1 else left / math.sqrt(rank)
 
 
 def _draw(

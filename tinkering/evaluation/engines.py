@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 
 from tinkering.errors import UnsupportedLayerError
@@ -35,5 +36,7 @@ def choose(job: Job) -> tuple[str, str, Run]:
     try:
         run = factored.prepare(job)
     except UnsupportedLayerError as error:
-        return "sequential", f"members share a centre, but {error}", sequential.prepare(job)
+        reason = f"members share a centre, but {error}"
+        warnings.warn(f"{reason} Members are evaluated one after the other.", stacklevel=5)
+        return "sequential", reason, sequential.prepare(job)
     return "factored", "members share a centre, so one pass serves many of them", run

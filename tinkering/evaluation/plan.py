@@ -119,7 +119,7 @@ class _Sizes:
             self._image, self._largest, self._output = one.peak, one.largest, one.output
         members, batch = job.batches.shape[:2]
         self._logits = members * batch * self._output if keeps_logits else members * 4
-        self._noise = 2 * _noise_bytes(job.population)
+        self._noise = _noise_bytes(job.population)
 
     def images_in_cache(self) -> int:
         """Return how many images a tile should have."""
@@ -136,18 +136,20 @@ class _Sizes:
         """Return the bytes that the evaluation takes, at most."""
         at_a_time = tiles.threads * tiles.images * self._image
         if self._engine == "factored":
-            noise = tiles.threads * tiles.members * self._noise
+            # Twice: a layer may turn it into the form that it reads.
+            noise = 2 * tiles.threads * tiles.members * self._noise
             return self._logits + self._weights + at_a_time + noise
         copies = tiles.members * tiles.threads
         return self._logits + copies * self._weights + at_a_time
 
 
 def _noise_bytes(population: Population) -> int:
-    """Return the bytes of one member's noise, as it is drawn."""
+    """Return the bytes of a member's noise as it is drawn; a pair shares it."""
     if not isinstance(population, PerturbedPopulation):
         return 0
-    factors = population[:1].draw().noise.values()
-    return sum(value.nbytes for noise in factors for value in vars(noise).values())
+    two = population[:2]
+    factors = two.draw().noise.values()
+    return sum(value.nbytes for noise in factors for value in vars(noise).values()) // len(two)
 
 
 def _smaller(tiles: Tiles, fewest: int) -> Tiles | None:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from tinkering.errors import ArgumentError
-from tinkering.noise import Factors, LowRank, Noise, Stream
+from tinkering.noise import Factors, LowRank, Noise, Stream, on_device
 from tinkering.population.member import ParamsAndBuffers, as_module, part_of
 
 _MEMBERS_PER_DRAW = 1024
@@ -167,7 +167,10 @@ class PerturbedPopulation:
             name: self.noise.draw(self.stream, name, centre.shape, pairs)
             for name, centre in self.params.items()
         }
-        return Draw(noise, rows, signs)
+        device = next((centre.device for centre in self.params.values()), rows.device)
+        if device != rows.device:  # the same numbers on every device: they come from the CPU
+            noise = {name: on_device(factors, device) for name, factors in noise.items()}
+        return Draw(noise, rows.to(device), signs.to(device))
 
     def weighted_noise(self, weights: Tensor) -> dict[str, Tensor]:
         """Return ``sum_i weights[i] * sign_i * noise_i`` for every parameter.
@@ -182,7 +185,7 @@ class PerturbedPopulation:
         for start in range(0, len(self), _MEMBERS_PER_DRAW):
             draw = self[start : start + _MEMBERS_PER_DRAW].draw()
             signed = weights[start : start + _MEMBERS_PER_DRAW].to(draw.signs) * draw.signs
-            by_pair = torch.zeros(int(draw.rows[-1]) + 1).index_add_(0, draw.rows, signed)
+            by_pair = signed.new_zeros(int(draw.rows[-1]) + 1).index_add_(0, draw.rows, signed)
             for name, factors in draw.noise.items():
                 total[name] += factors.weighted_sum(by_pair)
         return total
