@@ -33,7 +33,7 @@ _DROPOUT = _aten.dropout.default  # active ones are never captured
 _ANY_DTYPE = {*_ADDITIONS, *_RELUS, _aten.max_pool2d.default}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Fused:
     """A layer with a weight, and what it takes in; `norm` alone where there is no weight."""
 

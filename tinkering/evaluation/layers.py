@@ -97,6 +97,8 @@ class ConvLayer:
         self.outputs = len(weight)
         self._dtype = dtype
         self._relu = relu
+        self.weight = weight
+        """``[out, in / groups, height, width]``, float32."""
         self._weight, self._shift = weight.to(dtype), folded.shift.to(dtype)
         self._conv = FusedConv(self._weight, self._shift, geometry, relu)
 
@@ -206,7 +208,9 @@ class NormLayer:
         del overwrite
         first = torch.zeros(len(x), dtype=torch.int64, device=x.device)
         x = x.to(self._dtype)
-        return affine(x, residual, self._folded, (None, None), self._relu, first, first.float(), 0)
+        return affine(
+            x, residual, self._folded, (None, None), self._relu, first, first.float(), 0.0
+        )
 
 
 def affine(

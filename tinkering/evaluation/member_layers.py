@@ -25,6 +25,7 @@ from tinkering.evaluation.memberwise import (
     layer_noise,
     of_members,
 )
+from tinkering.evaluation.narrow import NarrowConv, is_narrow
 from tinkering.evaluation.placement import Placement
 from tinkering.native.correction import Shape
 from tinkering.noise import Factors
@@ -106,6 +107,11 @@ class MemberLayer:
             if step.layer.target is LINEAR
             else ConvLayer(step, self._folded, relu, dtype)
         )
+        self._narrow: NarrowConv | None = None
+        if isinstance(self._layer, ConvLayer):
+            weight = self._layer.weight
+            if is_narrow(weight, self._layer.geometry, dtype):
+                self._narrow = NarrowConv(weight, self._folded.shift, relu)
 
     def __call__(self, tile: Tile, x: Tensor, residual: Tensor | None, overwrite: bool) -> Tensor:
         """Return the layer's result for a tile.
@@ -124,15 +130,26 @@ class MemberLayer:
         x = layer.enter(x)
         held = None if residual is None else layer.enter(residual)
         if self._after is None:
-            out = layer.compute(x, self._added(tile, x, held, residual if overwrite else None))
+            out = self._computed(tile, x, held, residual if overwrite else None)
         else:
-            out = layer.compute(x, self._added(tile, x, None, None))
+            out = self._computed(tile, x, None, None)
             noise = tile.vector(self._names.scale), tile.vector(self._names.shift)
             out = affine(
                 out, held, self._after, noise, self._relu, tile.rows, tile.signs, tile.sigma
             )
         out = layer.leave(out)
         return out if self._placement.is_first else self._placement.back(out)
+
+    def _computed(
+        self, tile: Tile, x: Tensor, residual: Tensor | None, free: Tensor | None
+    ) -> Tensor:
+        """Return the layer's result; `free` is the residual where it may be overwritten."""
+        layer = self._layer
+        if self._narrow is None or isinstance(layer, LinearLayer):
+            return layer.compute(x, self._added(tile, x, residual, free))
+        add = tile.once(self, lambda: self._correction(tile, layer.shape(x)))
+        overwrite = free is not None
+        return self._narrow(x, residual, add, tile.rows, tile.signs, overwrite)
 
     def _added(
         self, tile: Tile, x: Tensor, residual: Tensor | None, free: Tensor | None
@@ -153,7 +170,7 @@ class MemberLayer:
         layer = self._layer
         if layer.geometry.groups == 1 and x.dim() == 4:
             add = tile.once(self, lambda: self._correction(tile, layer.shape(x)))
-            return add(x, residual, tile.rows, tile.signs)
+            return add(x, residual, tile.rows, tile.signs, overwrite=free is not None)
         return self._grouped(layer, tile, x, residual)
 
     def _correction(self, tile: Tile, shape: Shape) -> Correction:

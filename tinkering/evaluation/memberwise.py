@@ -13,6 +13,8 @@ form: the reference in tests, and the fallback.
 
 from __future__ import annotations
 
+from functools import cached_property
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -57,10 +59,14 @@ class Correction:
 
     def __init__(self, shape: Shape, noise: LayerNoise) -> None:
         self._shape, self._noise = shape, noise
-        self._native: native.Correction | None = None
 
     def __call__(
-        self, x: Tensor, residual: Tensor | None, rows: Tensor, signs: Tensor
+        self,
+        x: Tensor,
+        residual: Tensor | None,
+        rows: Tensor,
+        signs: Tensor,
+        overwrite: bool = False,
     ) -> Float[Tensor, "images out out_height out_width"]:
         """Return ``residual + conv(x_i, noise_i) + shift_i`` in channels-last layout.
 
@@ -69,15 +75,25 @@ class Correction:
             residual: in channels-last layout and the dtype of `x`, or None.
             rows: ``[images]``: the row of each image's pair.
             signs: ``[images]``: of each image's member.
+            overwrite: whether the residual's memory may hold the result.
         """
         if not native.available(x):
             return plain_correction(x, residual, self._shape, self._noise, rows, signs)
-        if self._native is None:
-            self._native = native.Correction(self._shape, self._noise)
-        size = (len(x), self._shape.outputs, *self._shape.result)
-        out = torch.empty(size, dtype=x.dtype, memory_format=torch.channels_last)
-        self._native.write(x, residual, out, rows, signs)
+        out = self.room(x, residual, overwrite)
+        self.native.write(x, residual, out, rows, signs)
         return out
+
+    @cached_property
+    def native(self) -> native.Correction:
+        """The same for the kernels."""
+        return native.Correction(self._shape, self._noise)
+
+    def room(self, x: Tensor, residual: Tensor | None, overwrite: bool) -> Tensor:
+        """Return memory for the result: the residual's, where that may be overwritten."""
+        if residual is not None and overwrite:
+            return residual
+        size = (len(x), self._shape.outputs, *self._shape.result)
+        return torch.empty(size, dtype=x.dtype, memory_format=torch.channels_last)
 
 
 def plain_correction(
@@ -159,7 +175,7 @@ def embedding_noise(
         # words are the outputs of the factors: [images, ..., rank] each
         left = noise.left.movedim(1, -1)[which, indices]
         right = noise.right[rows]
-        product = left.flatten(1, -2) @ right
+        product = left.reshape(len(left), -1, left.shape[-1]) @ right
         return product.view(*indices.shape, -1) * amount
     return noise.dense()[which, indices] * amount
 

@@ -105,12 +105,21 @@ def bfloat16_is_fast() -> bool:
     Only processors with instructions for it are asked (AMX, AVX512-BF16): elsewhere it is
     emulated, and what little it may gain is not worth the digits.
     """
-    capabilities: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
-    if not (capabilities.get("amx_bf16") or capabilities.get("avx512_bf16")):
+    if not (has_amx() or _capabilities().get("avx512_bf16")):
         return False
     if not (packed_convolutions_work(torch.bfloat16) and packed_convolutions_work(torch.float32)):
         return False
     return _seconds(torch.bfloat16) < 0.8 * _seconds(torch.float32)
+
+
+def has_amx() -> bool:
+    """Return whether the processor has matrix instructions for bfloat16."""
+    return bool(_capabilities().get("amx_bf16"))
+
+
+@cache
+def _capabilities() -> dict[str, object]:
+    return dict(getattr(torch.cpu, "get_capabilities", dict)())
 
 
 def _seconds(dtype: torch.dtype) -> float:

@@ -149,7 +149,8 @@ def _noise_bytes(population: Population) -> int:
         return 0
     two = population[:2]
     factors = two.draw().noise.values()
-    return sum(value.nbytes for noise in factors for value in vars(noise).values()) // len(two)
+    drawn = [value for noise in factors for value in vars(noise).values()]
+    return sum(int(value.nbytes) for value in drawn) // len(two)
 
 
 def _smaller(tiles: Tiles, fewest: int) -> Tiles | None:

@@ -15,7 +15,7 @@ from torch.func import functional_call
 
 from tinkering.evaluation.graph import Fused, Program
 from tinkering.evaluation.job import Job, Run, Tiles, narrowed
-from tinkering.evaluation.layers import layer
+from tinkering.evaluation.layers import Layer, layer
 from tinkering.evaluation.threads import map_in_order
 
 
@@ -41,15 +41,13 @@ def prepare(job: Job) -> Run:
 def _fused(job: Job, program: Program, images: int, index: int) -> Tensor:
     """Return a member's logits through its fused steps, some images at a time."""
     values = program.captured.values(job.state(index))
-    layers = {
-        step.last.name: layer(
-            step, values, torch.float32 if program.makes_output(step) else job.dtype
-        )
-        for step in program.fused
-    }
+    layers: dict[Fused, Layer] = {}
 
     def call(step: Fused, x: Tensor, residual: Tensor | None) -> Tensor:
-        return layers[step.last.name](x, residual, program.may_overwrite_residual(step))
+        if step not in layers:  # made when needed, so that its weights are still in the cache
+            dtype = torch.float32 if program.makes_output(step) else job.dtype
+            layers[step] = layer(step, values, dtype)
+        return layers[step](x, residual, program.may_overwrite_residual(step))
 
     parts = torch.split(job.batches[index], images)
     return torch.cat([program.run(part, values, call).float() for part in parts])

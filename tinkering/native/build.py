@@ -7,6 +7,7 @@ wrong, the callers' plain PyTorch forms serve, and one line says so.
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import hashlib
 import logging
@@ -21,6 +22,7 @@ from pathlib import Path
 _SOURCE = Path(__file__).parent / "kernels.cpp"
 _FLAGS = ["-O3", "-march=native", "-std=c++17", "-shared", "-fPIC", "-fno-math-errno"]
 _OFF = ("0", "off", "false", "no")
+_DIGEST_SIZE = 16
 _log = logging.getLogger("tinkering")
 
 
@@ -54,7 +56,7 @@ def _built() -> Path:
         raise FileNotFoundError("no C++ compiler was found")
     command = [*compiler.split(), *_FLAGS, str(_SOURCE)]
     target = _folder() / f"kernels-{_fingerprint(command)}.so"
-    if not target.exists():
+    if not _is_whole(target):
         # Beside the target and renamed: another process may be building the same file.
         handle, part = tempfile.mkstemp(suffix=".so", dir=target.parent)
         os.close(handle)
@@ -62,10 +64,27 @@ def _built() -> Path:
             subprocess.run(
                 [*command, "-o", part], check=True, capture_output=True, text=True, timeout=300
             )
+            code = Path(part).read_bytes()
+            Path(part).write_bytes(code + _digest(code))
             Path(part).replace(target)
         finally:
             Path(part).unlink(missing_ok=True)
     return target
+
+
+def _is_whole(target: Path) -> bool:
+    """Return whether a library is as it was built: loading half of one would end the process."""
+    try:
+        content = target.read_bytes()
+    except OSError:
+        return False
+    code, digest = content[:-_DIGEST_SIZE], content[-_DIGEST_SIZE:]
+    return digest == _digest(code)
+
+
+def _digest(code: bytes) -> bytes:
+    """Return what stands behind a library's code in its file."""
+    return hashlib.blake2b(code, digest_size=_DIGEST_SIZE).digest()
 
 
 def _folder() -> Path:
@@ -78,7 +97,9 @@ def _folder() -> Path:
             return folder
     except OSError:
         pass
-    return Path(tempfile.mkdtemp(prefix="tinkering-"))
+    own = tempfile.mkdtemp(prefix="tinkering-")
+    atexit.register(shutil.rmtree, own, ignore_errors=True)
+    return Path(own)
 
 
 def _fingerprint(command: list[str]) -> str:

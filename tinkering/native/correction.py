@@ -127,6 +127,65 @@ class Correction:
             len(rows),
         )
 
+    def convolve(
+        self,
+        x: Tensor,
+        weights: Tensor,
+        shift: Tensor,
+        relu: bool,
+        residual: Tensor | None,
+        out: Tensor,
+        rows: Tensor,
+        signs: Tensor,
+    ) -> None:
+        """Write ``act(conv(x, weights) + shift + residual + what members add)`` into `out`.
+
+        Args:
+            x: the layer's input, bfloat16.
+            weights: what `narrow_weights` returned.
+            shift: ``[out]``, float32.
+            relu: whether the result is rectified.
+            residual: of the result's shape, or None; may be `out`.
+            out: the result's memory.
+            rows: as in `write`.
+            signs: as in `write`.
+        """
+        _functions()["convolve_bfloat16"](
+            ctypes.byref(self._layer),
+            weights.data_ptr(),
+            shift.data_ptr(),
+            relu,
+            x.data_ptr(),
+            _address(residual),
+            out.data_ptr(),
+            rows.data_ptr(),
+            signs.data_ptr(),
+            len(rows),
+        )
+
+
+def convolves(channels: int, outputs: int, stride: tuple[int, ...]) -> bool:
+    """Return whether `Correction.convolve` does such a layer on this processor."""
+    if library() is None:
+        return False
+    layer = _Layer(channels=channels, outputs=outputs)
+    layer.stride_height, layer.stride_width = stride
+    return bool(_functions()["convolves"](ctypes.byref(layer)))
+
+
+def narrow_weights(weight: Tensor) -> Tensor:
+    """Return a weight ``[out, in, height, width]`` as `Correction.convolve` reads it.
+
+    That is bfloat16 ``[blocks, height, width, pairs of channels, outputs of a block, 2]``, a
+    block being 16 outputs or 8.
+    """
+    outputs, channels, height, width = weight.shape
+    block = 16 if outputs % 16 == 0 else 8
+    if channels == 1:  # its partner is nothing
+        weight = torch.cat([weight, torch.zeros_like(weight)], dim=1)
+    blocks = weight.to(torch.bfloat16).reshape(outputs // block, block, -1, 2, height, width)
+    return blocks.permute(0, 4, 5, 2, 1, 3).contiguous()
+
 
 def affine(
     x: Tensor,
@@ -189,7 +248,13 @@ def _functions() -> dict[str, Any]:
             function = getattr(kernels, f"{kernel}_{name}")
             function.argtypes, function.restype = arguments, None
             functions[f"{kernel}_{name}"] = function
-    return functions
+    convolve: list[Any] = [*[_pointer] * 3, ctypes.c_int32, *[_pointer] * 5, size]
+    kernels.convolve_bfloat16.argtypes, kernels.convolve_bfloat16.restype = convolve, None
+    kernels.convolves.argtypes, kernels.convolves.restype = [_pointer], ctypes.c_int32
+    return functions | {
+        "convolve_bfloat16": kernels.convolve_bfloat16,
+        "convolves": kernels.convolves,
+    }
 
 
 def _address(tensor: Tensor | None) -> int | None:

@@ -347,25 +347,29 @@ template <int V> void gather_taps(const Layer& l, int terms, int64_t pair, float
   }
 }
 
-template <int V, typename T>
-void correct(const Layer& l, const T* x, const T* residual, T* out, const int64_t* rows,
-             const float* signs, int64_t images) {
-  static thread_local Scratch s;
-  const Walk w(l);
-  const int kernel = l.kernel_height * l.kernel_width;
-  const int64_t out_plane = int64_t(l.out_height) * l.out_width;
+Terms terms_of(const Layer& l, const Walk& w) {
   Terms terms{0, l.separable ? 1 : w.stride_x, w.across, {}};
   if (l.left && l.separable) {
     terms.count = l.rank;
-    for (int r = 0; r < l.rank; ++r) terms.offsets.push_back(r * out_plane);
+    for (int r = 0; r < l.rank; ++r) terms.offsets.push_back(r * int64_t(l.out_height) * l.out_width);
   } else if (l.left) {
-    terms.count = l.rank * kernel;
+    terms.count = l.rank * l.kernel_height * l.kernel_width;
     for (int r = 0; r < l.rank; ++r)
       for (int ky = 0; ky < l.kernel_height; ++ky)
         for (int kx = 0; kx < l.kernel_width; ++kx)
           terms.offsets.push_back(r * w.plane + int64_t(ky) * l.dilation_height * w.across +
                                   kx * l.dilation_width);
   }
+  return terms;
+}
+
+template <int V, typename T>
+void correct(const Layer& l, const T* x, const T* residual, T* out, const int64_t* rows,
+             const float* signs, int64_t images) {
+  static thread_local Scratch s;
+  const Walk w(l);
+  const int64_t out_plane = int64_t(l.out_height) * l.out_width;
+  const Terms terms = terms_of(l, w);
   const bool three = !l.separable && l.kernel_height == 3 && l.kernel_width == 3 &&
                      l.rank == 1 && l.dilation_height == 1 && l.dilation_width == 1;
   const int blocks = (l.outputs + V - 1) / V;
@@ -396,6 +400,162 @@ void correct(const Layer& l, const T* x, const T* residual, T* out, const int64_
       }
   }
 }
+
+#if defined(__AVX512BF16__) && defined(__AVX512VL__)
+
+// Products of pairs of bfloat16, added to float: one step of a convolution.
+inline Lanes<16>::F pairs_dot(Lanes<16>::F sum, int32_t pair, const bfloat16* weights) {
+  __m512bh w;
+  std::memcpy(&w, weights, sizeof w);
+  return (Lanes<16>::F)_mm512_dpbf16_ps((__m512)sum, w, (__m512bh)_mm512_set1_epi32(pair));
+}
+inline Lanes<8>::F pairs_dot(Lanes<8>::F sum, int32_t pair, const bfloat16* weights) {
+  __m256bh w;
+  std::memcpy(&w, weights, sizeof w);
+  return (Lanes<8>::F)_mm256_dpbf16_ps((__m256)sum, w, (__m256bh)_mm256_set1_epi32(pair));
+}
+
+// A convolution of the centre and what the member adds, with its shift and rectifier.
+struct Fused {
+  const bfloat16* weights;  // [blocks of V outputs, kernel, pairs of channels, V, 2]
+  const float* shift;       // [outputs]
+  bool relu;
+};
+
+// Where a block of R x Q pixels of the result reads and writes.
+struct Block {
+  const bfloat16* x;    // the padded image at the first pixel
+  const float* planes;  // what members add, at the first pixel
+  const bfloat16* residual;
+  bfloat16* out;
+};
+
+template <int C2, int S, int V, int Q, int R>
+void convolve_block(const Layer& l, const Terms& terms, int across, int64_t plane_row,
+                    const float* taps, const bfloat16* weights, typename Lanes<V>::F base,
+                    bool relu, Block at) {
+  typedef typename Lanes<V>::F F;
+  const int64_t row = int64_t(l.out_width) * l.outputs;
+  F sum[R][Q];
+  for (int r = 0; r < R; ++r)
+    for (int q = 0; q < Q; ++q)
+      sum[r][q] = at.residual ? base + load<V>(at.residual + r * row + int64_t(q) * l.outputs)
+                              : base;
+  for (int k = 0; k < terms.count; ++k) {
+    const F tap = load<V>(taps + k * V);
+    const float* from = at.planes + terms.offsets[k];
+    if (terms.stride == S)
+      for (int r = 0; r < R; ++r)
+        for (int q = 0; q < Q; ++q) sum[r][q] += from[r * plane_row + q * S] * tap;
+    else  // planes of the pixels alone that the stride meets
+      for (int r = 0; r < R; ++r)
+        for (int q = 0; q < Q; ++q) sum[r][q] += from[r * plane_row + q] * tap;
+  }
+  for (int ky = 0; ky < l.kernel_height; ++ky)
+    for (int kx = 0; kx < l.kernel_width; ++kx) {
+      const bfloat16* from = at.x + (int64_t(ky) * l.dilation_height * across +
+                                     kx * l.dilation_width) * (2 * C2);
+      for (int c = 0; c < C2; ++c, weights += 2 * V)
+        for (int r = 0; r < R; ++r)
+          for (int q = 0; q < Q; ++q) {
+            int32_t pair;
+            std::memcpy(&pair, from + (int64_t(r) * S * across + q * S) * (2 * C2) + 2 * c, 4);
+            sum[r][q] = pairs_dot(sum[r][q], pair, weights);
+          }
+    }
+  for (int r = 0; r < R; ++r)
+    for (int q = 0; q < Q; ++q)
+      store<V>(at.out + r * row + int64_t(q) * l.outputs,
+               relu ? rectified<V>(sum[r][q]) : sum[r][q]);
+}
+
+template <int C2, int S, int V>
+void convolve_image(const Layer& l, const Walk& w, const Terms& terms, const Fused& f,
+                    const bfloat16* padded, const float* planes, const float* taps,
+                    const bfloat16* residual, bfloat16* out) {
+  const int across = l.width + 2 * l.pad_width;
+  const int64_t plane_row = l.separable ? l.out_width : int64_t(w.stride_y) * w.across;
+  const int64_t weights = int64_t(l.kernel_height) * l.kernel_width * C2 * 2 * V;
+  for (int b = 0; b < l.outputs / V; ++b) {
+    const float* tap = taps + int64_t(b) * (terms.count + 1) * V;
+    const auto base = load<V>(tap + terms.count * V) + load<V>(f.shift + b * V);
+    auto run = [&](auto block, int y, int i) {
+      const int64_t to = (int64_t(y) * l.out_width + i) * l.outputs + b * V;
+      block(l, terms, across, plane_row, tap, f.weights + b * weights, base, f.relu,
+            Block{padded + (int64_t(y) * S * across + int64_t(i) * S) * (2 * C2),
+                            planes + y * plane_row + int64_t(i) * terms.stride,
+                            residual ? residual + to : nullptr, out + to});
+    };
+    for (int y = 0; y < l.out_height;) {
+      const bool two = y + 2 <= l.out_height && l.out_width <= 4;
+      int i = 0;
+      for (; i + 14 <= l.out_width; i += 14) run(convolve_block<C2, S, V, 14, 1>, y, i);
+      for (; i + 7 <= l.out_width; i += 7) run(convolve_block<C2, S, V, 7, 1>, y, i);
+      for (; two && i + 4 <= l.out_width; i += 4) run(convolve_block<C2, S, V, 4, 2>, y, i);
+      for (; !two && i + 4 <= l.out_width; i += 4) run(convolve_block<C2, S, V, 4, 1>, y, i);
+      for (; i < l.out_width; ++i) {
+        run(convolve_block<C2, S, V, 1, 1>, y, i);
+        if (two) run(convolve_block<C2, S, V, 1, 1>, y + 1, i);
+      }
+      y += two ? 2 : 1;
+    }
+  }
+}
+
+template <int C2, int S, int V>
+void convolve(const Layer& l, const Fused& f, const bfloat16* x, const bfloat16* residual,
+              bfloat16* out, const int64_t* rows, const float* signs, int64_t images) {
+  static thread_local Scratch s;
+  static thread_local std::vector<bfloat16> padded;
+  const Walk w(l);
+  const Terms terms = terms_of(l, w);
+  const int across = l.width + 2 * l.pad_width, blocks = l.outputs / V;
+  padded.assign(int64_t(l.height + 2 * l.pad_height) * across * 2 * C2, bfloat16{0});
+  s.row.resize(w.height * w.width);
+  s.planes.assign(w.plane * l.rank, 0.0f);
+  s.taps.resize(int64_t(blocks) * (terms.count + 1) * V);
+  if (l.separable) s.stencil.resize(int64_t(l.out_height) * l.out_width * l.rank);
+  const float* planes = l.separable ? s.stencil.data() : s.planes.data();
+  const int64_t in = int64_t(l.height) * l.width * l.channels;
+  const int64_t result = int64_t(l.out_height) * l.out_width * l.outputs;
+  for (int64_t n = 0; n < images; ++n) {
+    for (int y = 0; y < l.height; ++y) {
+      bfloat16* to = &padded[(int64_t(y + l.pad_height) * across + l.pad_width) * 2 * C2];
+      const bfloat16* from = x + n * in + int64_t(y) * l.width * l.channels;
+      if (l.channels == 2 * C2)
+        std::memcpy(to, from, sizeof(bfloat16) * l.width * l.channels);
+      else  // one channel, and nothing beside it
+        for (int i = 0; i < l.width; ++i) to[2 * i] = from[i];
+    }
+    if (l.left) fill_planes(l, w, x + n * in, rows[n], signs[n], s);
+    if (l.left && l.separable) stencil_planes(l, w, rows[n], s);
+    gather_taps<V>(l, terms.count, rows[n], signs[n], s.taps.data());
+    convolve_image<C2, S, V>(l, w, terms, f, padded.data(), planes, s.taps.data(),
+                             residual ? residual + n * result : nullptr, out + n * result);
+  }
+}
+
+typedef void (*Convolve)(const Layer&, const Fused&, const bfloat16*, const bfloat16*, bfloat16*,
+                         const int64_t*, const float*, int64_t);
+
+template <int C2> Convolve convolution(int stride, int outputs) {
+  if (outputs % 16 == 0) return stride == 1 ? convolve<C2, 1, 16> : convolve<C2, 2, 16>;
+  return stride == 1 ? convolve<C2, 1, 8> : convolve<C2, 2, 8>;
+}
+
+// Null for what is not built: few channels, and a stride of 1 or 2, are.
+Convolve convolution_for(const Layer& l) {
+  if (l.outputs % 8 || l.stride_height != l.stride_width || l.stride_width > 2) return nullptr;
+  switch (l.channels) {
+    case 1: return convolution<1>(l.stride_width, l.outputs);
+    case 4: return convolution<2>(l.stride_width, l.outputs);
+    case 8: return convolution<4>(l.stride_width, l.outputs);
+    case 16: return convolution<8>(l.stride_width, l.outputs);
+    default: return nullptr;
+  }
+}
+
+#endif
 
 // x[image, pixel, c] * scale[c] + shift[c] (+ residual), each with a member's noise.
 template <int V, typename T>
@@ -464,6 +624,28 @@ void affine_bfloat16(void* out, const void* x, const void* residual, const float
       (bfloat16*)out, (const bfloat16*)x, (const bfloat16*)residual, scale, scale_noise, shift,
       shift_noise, scale_stride, shift_stride, sigma, rows, signs, images, pixels, channels,
       relu);
+}
+
+// Whether `convolve_bfloat16` does this layer on this processor.
+int32_t convolves(const Layer* l) {
+#if defined(__AVX512BF16__) && defined(__AVX512VL__)
+  return convolution_for(*l) != nullptr;
+#else
+  return l == nullptr;
+#endif
+}
+
+// out = act(conv(x, weights) + shift + residual + what each image's member adds).
+void convolve_bfloat16(const Layer* l, const void* weights, const float* shift, int32_t relu,
+                       const void* x, const void* residual, void* out, const int64_t* rows,
+                       const float* signs, int64_t images) {
+#if defined(__AVX512BF16__) && defined(__AVX512VL__)
+  convolution_for(*l)(*l, Fused{(const bfloat16*)weights, shift, relu != 0}, (const bfloat16*)x,
+                      (const bfloat16*)residual, (bfloat16*)out, rows, signs, images);
+#else
+  (void)l, (void)weights, (void)shift, (void)relu, (void)x, (void)residual, (void)out;
+  (void)rows, (void)signs, (void)images;
+#endif
 }
 
 // Philox4x64-10 (Salmon et al. 2011): `blocks` blocks of four words, each word four normals.
