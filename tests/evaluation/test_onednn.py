@@ -5,88 +5,150 @@ import torch
 import torch.nn.functional as F
 
 from tinkering.evaluation import onednn
-from tinkering.evaluation.onednn import AccumulatingConv, Geometry
+from tinkering.evaluation.onednn import FusedConv, Geometry
 
-GEOMETRIES = [
-    (3, Geometry((1, 1), (1, 1), (1, 1))),
-    (3, Geometry((2, 2), (1, 1), (1, 1))),
-    (1, Geometry((2, 2), (0, 0), (1, 1))),
-    (3, Geometry((1, 2), (2, 0), (2, 1))),
-]
+ONE = Geometry((1, 1), (1, 1), (1, 1))
+LAYERS = {
+    "3x3": ((12, 8, 3, 3), ONE),
+    "stride": ((12, 8, 3, 3), Geometry((2, 2), (1, 1), (1, 1))),
+    "1x1": ((12, 8, 1, 1), Geometry((2, 2), (0, 0), (1, 1))),
+    "uneven": ((12, 8, 3, 2), Geometry((1, 2), (2, 0), (2, 1))),
+    "groups": ((12, 4, 3, 3), Geometry((1, 1), (1, 1), (1, 1), 2)),
+    "depthwise": ((8, 1, 3, 3), Geometry((1, 1), (1, 1), (1, 1), 8)),
+    "odd": ((5, 7, 3, 3), ONE),
+}
+DTYPES = [(torch.float32, 1e-5), (torch.bfloat16, 0.02)]
 
 
 @pytest.fixture
 def _fresh_check():
     """The check's verdict is kept for the process; these tests want one of their own."""
-    onednn.packed_convolutions_work.cache_clear()
+    caches = (
+        onednn.packed_convolutions_work,
+        onednn.bfloat16_is_fast,
+        onednn._capabilities,
+    )
+    for cached in caches:
+        cached.cache_clear()
     yield
-    onednn.packed_convolutions_work.cache_clear()
+    for cached in caches:
+        cached.cache_clear()
 
 
 def channels_last(*shape):
     return torch.randn(*shape).contiguous(memory_format=torch.channels_last)
 
 
-def sum_in_float64(x, other, weight, bias, geometry, relu):
-    out = other.double() + F.conv2d(
-        x.double(),
-        weight.double(),
-        bias.double(),
-        geometry.stride,
-        geometry.padding,
-        geometry.dilation,
-    )
+def in_float64(x, other, weight, bias, geometry, relu):
+    walk = geometry.stride, geometry.padding, geometry.dilation, geometry.groups
+    out = F.conv2d(x.double(), weight.double(), bias.double(), *walk)
+    out = out if other is None else out + other.double()
     return out.clamp(min=0) if relu else out
 
 
-@pytest.mark.parametrize(("kernel", "geometry"), GEOMETRIES)
+def assert_near(result, expected, tolerance):
+    assert result.shape == expected.shape
+    assert (result.double() - expected).abs().max() <= tolerance * expected.abs().max()
+
+
+def made(name, dtype, relu):
+    """A layer, its weights, and inputs of some images for it."""
+    shape, geometry = LAYERS[name]
+    weight, bias = torch.randn(shape).to(dtype), torch.randn(shape[0]).to(dtype)
+
+    def inputs(images, size=9):
+        x = channels_last(images, shape[1] * geometry.groups, size, size).to(dtype)
+        out = in_float64(x, None, weight, bias, geometry, relu)
+        return x, channels_last(*out.shape).to(dtype)
+
+    def expected(x, other):
+        return in_float64(x, other, weight, bias, geometry, relu)
+
+    return FusedConv(weight, bias, geometry, relu), inputs, expected
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), DTYPES, ids=str)
 @pytest.mark.parametrize("relu", [True, False])
-@pytest.mark.parametrize(
-    ("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 0.05)], ids=str
-)
-def test_sum_of_convolution_bias_and_other(kernel, geometry, relu, dtype, tolerance):
-    x, weight = channels_last(5, 8, 9, 9), torch.randn(12, 8, kernel, kernel) / 8
-    bias = torch.randn(12)
-    conv = F.conv2d(x, weight, None, geometry.stride, geometry.padding, geometry.dilation)
-    other = channels_last(*conv.shape)
-    expected = sum_in_float64(x, other, weight, bias, geometry, relu)
-    layer = AccumulatingConv(weight.to(dtype), bias.to(dtype), geometry, relu)
-    for _ in range(2):  # the second call finds the weights packed
-        result = layer(x.to(dtype), other.to(dtype, copy=True))
-        torch.testing.assert_close(result.double(), expected, rtol=tolerance, atol=tolerance)
-        assert (result < 0).any() != relu
+@pytest.mark.parametrize("name", LAYERS)
+class TestFusedConv:
+    def test_with_and_without_a_summand(self, name, relu, dtype, tolerance):
+        layer, inputs, expected = made(name, dtype, relu)
+        for images in (5, 1, 12, 5):  # packed by the first, and right for all
+            x, other = inputs(images)
+            wanted = expected(x, other), expected(x, None)
+            kept = x.clone()
+            result = layer(x, other.clone(memory_format=torch.preserve_format))
+            assert_near(result, wanted[0], tolerance)
+            assert_near(layer(x), wanted[1], tolerance)
+            assert (result < 0).any() != relu
+            assert torch.equal(x, kept)
+
+    def test_images_of_another_size(self, name, relu, dtype, tolerance):
+        layer, inputs, expected = made(name, dtype, relu)
+        for images, size in ((2, 9), (3, 6), (1, 15)):
+            x, other = inputs(images, size)
+            wanted = expected(x, other)
+            assert_near(layer(x, other), wanted, tolerance)
+
+
+def test_the_packed_path_is_the_one_that_was_tested():
+    assert onednn.packed_convolutions_work(torch.float32)
+    assert onednn.packed_convolutions_work(torch.bfloat16)
 
 
 @pytest.mark.usefixtures("_fresh_check")
-@pytest.mark.parametrize("fault", ["missing", "wrong"])
-def test_a_fault_is_found_and_the_public_path_serves(monkeypatch, caplog, fault):
-    real = onednn._accumulate
-
-    def accumulate(*args, **kwargs):
-        if fault == "missing":
+class TestFaults:
+    @pytest.mark.parametrize("call", ["_accumulate", "_convolve", "_pack"])
+    def test_a_missing_call_is_found_and_the_public_path_serves(self, monkeypatch, caplog, call):
+        def missing(*_, **__):
             raise RuntimeError("no such operation")
-        return real(*args, **kwargs) * 1.5
 
-    monkeypatch.setattr(onednn, "_accumulate", accumulate)
-    geometry = Geometry((1, 1), (1, 1), (1, 1))
-    x, other = channels_last(2, 3, 5, 5), channels_last(2, 4, 5, 5)
-    weight, bias = torch.randn(4, 3, 3, 3), torch.randn(4)
-    expected = sum_in_float64(x, other, weight, bias, geometry, relu=True)
-    caplog.set_level("INFO", "tinkering")
-    layer = AccumulatingConv(weight, bias, geometry, relu=True)
-    if fault == "missing":  # nothing to worry about on another processor
-        result = layer(x, other)
-        assert "packed convolutions are not used for torch.float32: no such" in caplog.text
-    else:
+        monkeypatch.setattr(onednn, call, missing)
+        caplog.set_level("INFO", "tinkering")
+        layer, inputs, expected = made("stride", torch.float32, relu=True)
+        for given in (inputs(3), (inputs(3)[0], None)):
+            wanted = expected(*given)
+            assert_near(layer(*given), wanted, 1e-5)
+        text = "packed convolutions are not used for torch.float32: no such"
+        assert caplog.text.count(text) == 1
+
+    @pytest.mark.parametrize("call", ["_accumulate", "_convolve"])
+    def test_a_wrong_result_is_found_and_the_public_path_serves(self, monkeypatch, call):
+        real = getattr(onednn, call)
+        monkeypatch.setattr(onednn, call, lambda *a, **k: real(*a, **k) * 1.5)
+        layer, inputs, expected = made("stride", torch.float32, relu=True)
+        x, other = inputs(3)
+        wanted = expected(x, other)
         with pytest.warns(UserWarning, match="convolutions are not used: wrong results"):
             result = layer(x, other)
-    torch.testing.assert_close(result.double(), expected, rtol=1e-5, atol=1e-5)
+        assert_near(result, wanted, 1e-5)
 
 
-def test_bfloat16_is_not_called_fast_without_working_convolutions(monkeypatch):
-    monkeypatch.setattr(onednn, "packed_convolutions_work", lambda _: False)
-    onednn.bfloat16_is_fast.cache_clear()
-    try:
-        assert not onednn.bfloat16_is_fast()
-    finally:
-        onednn.bfloat16_is_fast.cache_clear()
+@pytest.mark.usefixtures("_fresh_check")
+class TestBfloat16IsFast:
+    def test_the_clock_decides_where_there_are_instructions(self, monkeypatch):
+        monkeypatch.setattr(
+            torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True}, raising=False
+        )
+        for narrow, fast in ((0.7, True), (0.9, False), (2.0, False)):
+            seconds = {torch.bfloat16: narrow, torch.float32: 1.0}
+            monkeypatch.setattr(onednn, "_seconds", seconds.get)
+            onednn.bfloat16_is_fast.cache_clear()
+            assert onednn.bfloat16_is_fast() is fast
+
+    @pytest.mark.parametrize("capabilities", [{}, {"avx2": True}, {"amx_bf16": False}])
+    def test_without_instructions_it_is_not_even_timed(self, monkeypatch, capabilities):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
+        monkeypatch.setattr(onednn, "_seconds", lambda _: pytest.fail("was timed"))
+        assert onednn.bfloat16_is_fast() is False
+
+    def test_without_working_convolutions_it_is_not(self, monkeypatch):
+        monkeypatch.setattr(
+            torch.cpu, "get_capabilities", lambda: {"amx_bf16": True}, raising=False
+        )
+        monkeypatch.setattr(onednn, "packed_convolutions_work", lambda _: False)
+        assert onednn.bfloat16_is_fast() is False
+
+    def test_on_this_processor_it_is_measured(self):
+        assert onednn._seconds(torch.float32) > 0
+        assert isinstance(onednn.bfloat16_is_fast(), bool)

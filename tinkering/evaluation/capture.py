@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.func import functional_call
 
-from tinkering.errors import UnsupportedLayerError
+from tinkering.errors import ArgumentError, UnsupportedLayerError
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,16 @@ class Captured:
 
 
 _Kind = tuple[torch.dtype, tuple[int, ...], tuple[bool, ...]]
-_captured: WeakKeyDictionary[nn.Module, dict[_Kind, Captured]] = WeakKeyDictionary()
+_captured: WeakKeyDictionary[nn.Module, dict[_Kind, Captured | str]] = WeakKeyDictionary()
+"""The graph, or why there is none."""
+
+
+class NotCapturedError(UnsupportedLayerError):
+    """A forward that cannot be captured: ``args`` are the module's name and the reason."""
+
+    def __str__(self) -> str:
+        name, reason = self.args
+        return f"{name}: its forward is no graph of operations ({reason})."
 
 
 def capture(model: nn.Module, x: Tensor) -> Captured:
@@ -57,14 +66,22 @@ def capture(model: nn.Module, x: Tensor) -> Captured:
         x: ``[images, ...]``; numbers without a decimal point are taken for an example.
 
     Raises:
-        UnsupportedLayerError: the forward cannot be captured.
+        NotCapturedError: (an `UnsupportedLayerError`) the forward cannot be captured.
+        ArgumentError: (a ``ValueError``) the module does not take `x`, or returns no tensor.
     """
     programs = _captured.setdefault(model, {})
     modes = tuple(module.training for module in model.modules())
     kind = (x.dtype, tuple(x.shape[1:]), modes)
     if kind not in programs:
-        programs[kind] = _export(model, x, _couples_images(model, x))
-    return programs[kind]
+        coupled = _couples_images(model, x)
+        try:
+            programs[kind] = _export(model, x, coupled)
+        except NotCapturedError as error:  # kept as well: the next try would take as long
+            programs[kind] = str(error.args[1])
+    found = programs[kind]
+    if isinstance(found, str):
+        raise NotCapturedError(type(model).__name__, found)
+    return found
 
 
 def draws_random_numbers(model: nn.Module, captured: Captured | None) -> bool:
@@ -79,6 +96,16 @@ def draws_random_numbers(model: nn.Module, captured: Captured | None) -> bool:
         dropouts = [layer for layer in layers if isinstance(layer, nn.modules.dropout._DropoutNd)]
         return any(layer.training and layer.p > 0 for layer in dropouts)
     return captured.random
+
+
+def first_line(error: Exception) -> str:
+    r"""Return an error's first line, or its class where it says nothing.
+
+    Example:
+        >>> first_line(ValueError("a\nb")), first_line(ValueError())
+        ('a', 'ValueError')
+    """
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _is_random(node: fx.Node) -> bool:
@@ -105,17 +132,28 @@ def _couples_images(model: nn.Module, x: Tensor) -> bool:
     buffers = {name: value.clone() for name, value in model.named_buffers()}
     # Active dropout would leave the caller's generator elsewhere than a kept result does.
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
-        together = functional_call(model, buffers, (images.clone(),))
+        try:
+            together = functional_call(model, buffers, (images.clone(),))
+        except (RuntimeError, ValueError, IndexError) as error:
+            raise ArgumentError(
+                "x",
+                f"images that {type(model).__name__} takes, [batch, ...] for each member",
+                f"{list(x.shape)} of {x.dtype} ({first_line(error)})",
+            ) from error
         if not isinstance(together, Tensor):
-            raise UnsupportedLayerError(
-                type(model).__name__,
-                f"its forward (it returns {type(together).__name__}, no tensor)",
+            raise ArgumentError(
+                "model",
+                "a module that returns a tensor",
+                f"{type(model).__name__}, which returns a {type(together).__name__}",
             )
         try:
-            alone = functional_call(model, buffers, (images[:1].clone(),))
+            alone = [functional_call(model, buffers, (images[i : i + 1].clone(),)) for i in (0, 1)]
         except ValueError:  # a norm that needs more than one value a channel
             return True
-    return len(together) != 2 or not torch.allclose(together[:1], alone, rtol=1e-3, atol=1e-4)
+    if len(together) != 2:
+        return True
+    # Both: a running sum has an influence on those that come later alone.
+    return not torch.allclose(together, torch.cat(alone), rtol=1e-3, atol=1e-4)
 
 
 def _export(model: nn.Module, x: Tensor, coupled: bool) -> Captured:
@@ -126,10 +164,8 @@ def _export(model: nn.Module, x: Tensor, coupled: bool) -> Captured:
     try:
         program = export(model, (example,), dynamic_shapes=(batch,), strict=False)
     except Exception as error:  # torch.export promises no family of its own
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        raise UnsupportedLayerError(
-            type(model).__name__, f"its forward (torch.export cannot capture it: {lines[0]})"
-        ) from error
+        reason = f"torch.export cannot capture it: {first_line(error)}"
+        raise NotCapturedError(type(model).__name__, reason) from error
     signature = program.graph_signature
     # A tensor that two layers share has two names there, and one in a module's state.
     name_of = {id(parameter): name for name, parameter in model.named_parameters()}

@@ -63,6 +63,7 @@ def map_in_order(
 def _pool(threads: int) -> ThreadPoolExecutor:
     """Return threads that are kept: new ones would have to fetch all their memory anew."""
     started = threading.Barrier(threads + 1)
+    before = torch.get_num_threads()
 
     def begin() -> None:
         torch.get_num_threads()  # a thread's first look at the number would set it again
@@ -78,7 +79,7 @@ def _pool(threads: int) -> ThreadPoolExecutor:
         started.abort()
         pool.shutdown(wait=False, cancel_futures=True)
         raise
-    torch.set_num_threads(threads)
+    torch.set_num_threads(before)
     return pool
 
 

@@ -1,0 +1,246 @@
+"""What members add to a layer: the kernel and its plain form against a loop over images."""
+
+import math
+from dataclasses import dataclass
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tinkering.evaluation.memberwise import (
+    Correction,
+    embedding_noise,
+    grouped_correction,
+    layer_noise,
+    of_members,
+    plain_correction,
+)
+from tinkering.evaluation.onednn import Geometry
+from tinkering.native import correction as native
+from tinkering.native.build import library
+from tinkering.native.correction import Shape
+from tinkering.noise import Dense, LowRank, Separable, Stream
+
+needs_kernels = pytest.mark.skipif(library() is None, reason="no C++ compiler on this machine")
+DTYPES = [torch.float32, torch.bfloat16]
+KINDS = [Dense(), *(kind(rank) for kind in (LowRank, Separable) for rank in (1, 2, 3))]
+
+
+@dataclass
+class Layer:
+    """A layer's noise and images, and what a loop over the images makes of them."""
+
+    shape: Shape
+    weight: object
+    scale: torch.Tensor
+    shift: torch.Tensor | None
+    shift_scale: torch.Tensor
+    x: torch.Tensor
+    residual: torch.Tensor | None
+    rows: torch.Tensor
+    signs: torch.Tensor
+
+    @property
+    def noise(self):
+        return layer_noise(self.weight, self.scale, self.shift, self.shift_scale)
+
+    def expected(self):
+        """One image after the other, in double precision."""
+        images = []
+        walk = (self.shape.stride, self.shape.padding, self.shape.dilation)
+        for i, (row, sign) in enumerate(zip(self.rows, self.signs.double(), strict=True)):
+            out = torch.zeros(1, self.shape.outputs, *self.shape.result, dtype=torch.float64)
+            if self.weight is not None:
+                weight = self.weight.dense()[row].double() * self.scale.view(-1, 1, 1, 1)
+                out += F.conv2d(self.x[i : i + 1].double(), weight * sign, None, *walk)
+            if self.shift is not None:
+                out += (self.shift[row].double() * self.shift_scale * sign).view(1, -1, 1, 1)
+            images.append(out if self.residual is None else out + self.residual[i].double())
+        return torch.cat(images)
+
+
+def channels_last(x, dtype):
+    return x.to(dtype).contiguous(memory_format=torch.channels_last)
+
+
+def make_layer(sizes, kind, seed, dtype, with_shift=True, with_residual=True, pairs=3, images=5):
+    channels, outputs, image, kernel, stride, padding, dilation = sizes
+    result = tuple(
+        (size + 2 * pad - spread * (taps - 1) - 1) // step + 1
+        for size, taps, step, pad, spread in zip(
+            image, kernel, stride, padding, dilation, strict=True
+        )
+    )
+    g = torch.Generator().manual_seed(seed)
+    stream, names = Stream(seed, 1), range(pairs)
+    return Layer(
+        Shape(channels, outputs, image, result, kernel, stride, padding, dilation),
+        kind and kind.draw(stream, "weight", (outputs, channels, *kernel), names),
+        torch.rand(outputs, generator=g) + 0.5,
+        Dense().draw(stream, "bias", (outputs,), names).dense() if with_shift else None,
+        torch.rand(outputs, generator=g) + 0.5,
+        channels_last(torch.randn(images, channels, *image, generator=g), dtype),
+        channels_last(torch.randn(images, outputs, *result, generator=g), dtype)
+        if with_residual
+        else None,
+        torch.randint(pairs, (images,), generator=g),
+        torch.randint(2, (images,), generator=g).float() * 2 - 1,
+    )
+
+
+def assert_right(result, layer, tolerance):
+    expected = layer.expected()
+    assert result.shape == expected.shape
+    scale = expected.abs().max().clamp(min=1e-3)
+    assert ((result.double() - expected).abs().max() / scale).item() <= tolerance
+
+
+def two(values):
+    return st.tuples(values, values)
+
+
+@st.composite
+def layer_sizes(draw):
+    kernel, dilation = draw(two(st.integers(1, 5))), draw(two(st.integers(1, 3)))
+    padding = draw(two(st.integers(0, 3)))
+    least = [
+        max(1, spread * (taps - 1) + 1 - 2 * pad)
+        for taps, spread, pad in zip(kernel, dilation, padding, strict=True)
+    ]
+    image = tuple(draw(st.integers(size, max(20, size))) for size in least)
+    stride = draw(two(st.integers(1, 3)))
+    outputs = draw(st.integers(1, 40) | st.sampled_from([8, 16, 32]))
+    channels = draw(st.integers(1, 40) | st.sampled_from([8, 16, 32]))
+    return channels, outputs, image, kernel, stride, padding, dilation
+
+
+layers = st.tuples(
+    layer_sizes() | st.just((16, 16, (7, 9), (3, 3), (1, 1), (1, 1), (1, 1))),
+    st.sampled_from([*KINDS, None]),
+    st.integers(0, 1000),
+    st.just(torch.float32),
+    st.booleans(),
+    st.booleans(),
+)
+
+
+class TestCorrection:
+    @needs_kernels
+    @settings(max_examples=250)
+    @given(layers)
+    def test_the_kernel_and_its_plain_form_equal_a_loop_over_images(self, given_):
+        layer = make_layer(*given_)
+        result = Correction(layer.shape, layer.noise)(
+            layer.x, layer.residual, layer.rows, layer.signs
+        )
+        assert result.is_contiguous(memory_format=torch.channels_last)
+        assert_right(result, layer, 1e-5)
+        plain = plain_correction(
+            layer.x, layer.residual, layer.shape, layer.noise, layer.rows, layer.signs
+        )
+        assert plain.is_contiguous(memory_format=torch.channels_last)
+        assert_right(plain, layer, 1e-5)
+
+    @needs_kernels
+    @settings(max_examples=120)
+    @given(layers)
+    def test_in_bfloat16_only_the_result_is_rounded(self, given_):
+        """The plain form rounds in between too, and so gets more room."""
+        layer = make_layer(*given_)
+        layer.x = layer.x.bfloat16()
+        layer.residual = None if layer.residual is None else layer.residual.bfloat16()
+        arguments = layer.x, layer.residual, layer.rows, layer.signs
+        result = Correction(layer.shape, layer.noise)(*arguments)
+        assert result.dtype == torch.bfloat16
+        assert_right(result, layer, 2**-8)
+        plain = plain_correction(*arguments[:2], layer.shape, layer.noise, layer.rows, layer.signs)
+        assert plain.dtype == torch.bfloat16
+        assert_right(plain, layer, 0.03)
+
+    @needs_kernels
+    @pytest.mark.parametrize("dtype", DTYPES, ids=str)
+    @pytest.mark.parametrize("kind", KINDS, ids=str)
+    @pytest.mark.parametrize("outputs", [5, 16, 24])
+    def test_the_result_may_lie_in_the_residuals_memory(self, dtype, kind, outputs):
+        sizes = (16, outputs, (9, 10), (3, 3), (1, 1), (1, 1), (1, 1))
+        layer = make_layer(sizes, kind, 7, dtype)
+        expected = layer.expected()
+        out = layer.residual.clone(memory_format=torch.preserve_format)
+        native.Correction(layer.shape, layer.noise).write(
+            layer.x, out, out, layer.rows, layer.signs
+        )
+        difference = (out.double() - expected).abs().max() / expected.abs().max()
+        assert difference <= (1e-5 if dtype == torch.float32 else 2**-8)
+
+    @needs_kernels
+    def test_one_object_serves_images_in_other_numbers_and_of_other_rows(self):
+        layer = make_layer((6, 7, (5, 5), (3, 2), (2, 1), (1, 0), (1, 2)), LowRank(2), 3, DTYPES[0])
+        add = Correction(layer.shape, layer.noise)
+        whole = add(layer.x, layer.residual, layer.rows, layer.signs)
+        order = torch.tensor([4, 0, 0, 2, 3, 1, 1])
+        part = add(
+            channels_last(layer.x[order], DTYPES[0]),
+            channels_last(layer.residual[order], DTYPES[0]),
+            layer.rows[order],
+            layer.signs[order],
+        )
+        assert torch.equal(part, whole[order])
+        assert_right(whole, layer, 1e-5)
+
+    def test_without_kernels_the_plain_form_serves(self, monkeypatch):
+        monkeypatch.setattr(native, "library", lambda: None)
+        layer = make_layer((6, 7, (5, 5), (3, 3), (1, 1), (1, 1), (1, 1)), LowRank(), 3, DTYPES[0])
+        add = Correction(layer.shape, layer.noise)
+        result = add(layer.x, layer.residual, layer.rows, layer.signs)
+        assert_right(result, layer, 1e-5)
+
+
+class TestGroupedCorrection:
+    @pytest.mark.parametrize(("image", "groups"), [((6, 7), 1), ((6, 7), 2), ((4, 5, 6), 3)])
+    def test_equals_a_loop_over_images(self, image, groups):
+        convolve = F.conv2d if len(image) == 2 else F.conv3d
+        axes = len(image)
+        geometry = Geometry((2,) * axes, (1,) * axes, (1,) * axes, groups)
+        x, noise = torch.randn(4, 6, *image), torch.randn(4, 12, 6 // groups, *[3] * axes)
+        result = grouped_correction(x, noise, geometry)
+        for i in range(4):
+            alone = convolve(x[i : i + 1], noise[i], None, 2, 1, 1, groups)
+            torch.testing.assert_close(result[i : i + 1], alone, rtol=1e-4, atol=1e-4)
+
+
+ROWS, SIGNS = torch.tensor([2, 0, 0, 1]), torch.tensor([1.0, -1.0, 1.0, -1.0])
+
+
+class TestOfMembers:
+    @pytest.mark.parametrize("shape", [(5,), (5, 4), (8, 6, 3, 3)])
+    def test_is_the_noise_of_each_images_member(self, shape):
+        noise = LowRank().draw(Stream(1, 2), "p", shape, range(3))
+        result = of_members(noise, ROWS, SIGNS, 0.5)
+        for i in range(4):
+            assert torch.equal(result[i], noise.dense()[ROWS[i]] * SIGNS[i] * 0.5)
+
+
+class TestEmbeddingNoise:
+    @pytest.mark.parametrize("kind", [Dense(), LowRank(1), LowRank(3), Separable(2)], ids=str)
+    @pytest.mark.parametrize("shape", [(), (7,), (3, 2)])
+    def test_equals_looking_up_in_each_members_table(self, kind, shape):
+        noise = kind.draw(Stream(4, 0), "table", (20, 12), range(3))
+        indices = torch.randint(20, (4, *shape))
+        result = embedding_noise(noise, indices, ROWS, SIGNS, 0.5)
+        assert result.shape == (4, *shape, 12)
+        for i in range(4):
+            table = noise.dense()[ROWS[i]] * SIGNS[i] * 0.5
+            torch.testing.assert_close(result[i], table[indices[i]], rtol=1e-5, atol=1e-6)
+
+
+def test_a_kind_of_its_own_shows_in_the_noise():
+    """Else a wrong form could pass, because all kinds fell back to dense numbers."""
+    shape = (16, 8, 3, 3)
+    drawn = [kind.draw(Stream(0, 0), "w", shape, range(2)) for kind in (KINDS[0], *KINDS[1::3])]
+    scale = torch.ones(16)
+    forms = [layer_noise(noise, scale, None, scale) for noise in drawn]
+    assert [form.right is None for form in forms] == [True, False, False]
+    assert [form.taps is None for form in forms] == [True, True, False]
+    assert all(math.prod(form.left.shape) > 0 for form in forms)
