@@ -15,7 +15,7 @@ RUNTIME := $(VENV)/.installed-runtime
 DEV := $(VENV)/.installed-dev
 
 .DEFAULT_GOAL := help
-.PHONY: help run test wheel-test examples clean
+.PHONY: help run test bench wheel-test examples clean
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 
@@ -30,6 +30,9 @@ test: $(DEV) ## Lint, check formats and types, run the tests with coverage
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
 	$(PY) -m pytest --cov=tinkering --cov-report=term-missing:skip-covered
+
+bench: $(RUNTIME) ## Measure speed and memory, into bench.json; flags: ARGS="--rows factored"
+	@$(PY) -m tinkering bench --out bench.json $(ARGS)
 
 wheel-test: $(DEV) ## Build the wheel, install it into an empty environment and use it there
 	@set -e; place=$$(mktemp -d); trap 'rm -rf "$$place"' EXIT; \
@@ -54,7 +57,7 @@ examples: $(RUNTIME) ## Run the demonstration, and the examples in a short form
 	$(PY) examples/population_forward.py
 
 clean: ## Remove .venv, build products and caches; runs/ stays
-	rm -rf $(VENV) build dist .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) build dist bench.json .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find tinkering tests examples -name __pycache__ -prune -exec rm -rf {} +
 
 $(PY):

@@ -202,7 +202,7 @@ class TestRandom:
         assert not draws_random_numbers(nn.Dropout(0.0), None)
 
 
-@pytest.mark.parametrize("forward", [lambda m, x: m.linear(x).cumsum(0), lambda m, x: x.flip(0)])
+@pytest.mark.parametrize("forward", [lambda m, x: m.linear(x).cumsum(0), lambda _, x: x.flip(0)])
 def test_members_whose_images_have_an_influence_on_each_other_are_kept_apart(forward):
     """The first member alone shows nothing: a running sum goes one way."""
     model = Does(forward).eval()

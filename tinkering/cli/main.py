@@ -9,6 +9,7 @@ from typing import Annotated
 import tyro
 from rich.console import Console
 
+from tinkering.cli.bench import Bench
 from tinkering.cli.data import Data
 from tinkering.cli.evaluate import Evaluate
 from tinkering.cli.evolve import Evolve
@@ -18,6 +19,7 @@ Command = (
     Annotated[Evolve, tyro.conf.subcommand("evolve")]
     | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
     | Annotated[Data, tyro.conf.subcommand("data")]
+    | Annotated[Bench, tyro.conf.subcommand("bench")]
 )
 
 
@@ -31,7 +33,7 @@ def main(args: Sequence[str] | None = None) -> int:
         args: the words after ``tinkering``; those of the process by default.
     """
     words = sys.argv[1:] if args is None else args
-    command: Evolve | Evaluate | Data = tyro.cli(
+    command: Evolve | Evaluate | Data | Bench = tyro.cli(
         Command,
         prog="tinkering",
         description="Evaluate and evolve populations of neural networks.",

@@ -1,0 +1,144 @@
+"""``tinkering bench``, from the words to the table and the file."""
+
+import contextlib
+import io
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from tinkering.bench.judge import Figure, Row, Target
+from tinkering.bench.settings import QUICK
+from tinkering.bench.suite import rows_of
+from tinkering.cli import bench, main
+
+
+@pytest.fixture(autouse=True)
+def _threads():
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def called(*words):
+    """Exit code, standard output and standard error of a command."""
+    out, error = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(error):
+        code = main(["bench", *map(str, words)])
+    return code, out.getvalue(), error.getvalue()
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """What a quick run of everything printed, and its file."""
+    place = tmp_path_factory.mktemp("bench")
+    # A process of its own: this one's annotations are checked at every call.
+    words = ["bench", "--quick", "--rounds", "1", "--threads", "1", "--out", "all.json"]
+    done = subprocess.run(
+        [sys.executable, "-m", "tinkering", *words],
+        capture_output=True,
+        text=True,
+        cwd=place,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(map(os.path.abspath, sys.path))},
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done, json.loads((place / "all.json").read_text())
+
+
+class TestEverything:
+    def test_every_row_is_in_the_file(self, whole):
+        names = [row["name"] for row in whole[1]["rows"]]
+        assert len(set(names)) == len(names)
+        pure = {name for name in rows_of(QUICK) if name.startswith("pure-")}
+        assert set(rows_of(QUICK)) - pure <= set(names)
+        for name in pure:
+            assert {f"{name}-eager-32", f"{name}-packed-32"} <= set(names)
+
+    def test_every_row_has_a_figure_or_a_reason(self, whole):
+        for row in whole[1]["rows"]:
+            figure = row["measured"] or row["judged"]
+            assert row["note"] if figure is None else figure["value"] > 0
+            assert (row["must_met"] is None) == (row["must"] is None or row["judged"] is None)
+
+    def test_the_file_says_where_it_comes_from(self, whole):
+        held = whole[1]
+        assert held["threads"] == 1
+        assert held["flags"]["quick"] is True
+        assert held["command"][1:3] == ["bench", "--quick"]
+        assert held["versions"]["torch"] == torch.__version__
+        assert held["machine"]["processor"]
+        assert held["sizes"]["wide"] == QUICK.wide
+
+    def test_a_line_a_row_and_a_table_that_fits(self, whole):
+        lines = whole[0].stdout.splitlines()
+        for name in ("call-vs-vmap", "factored-w8", "memory-growth", "peer-evox"):
+            assert any(line.startswith(f"{name}: ") for line in lines)
+        table = lines[next(i for i, line in enumerate(lines) if line.startswith("row  ")) :]
+        assert max(map(len, table)) <= bench.WIDTH
+        assert all(len(line.split()) > 1 for line in table)  # no name is broken in two
+        assert lines[-1].endswith("all.json")
+        assert whole[0].stderr == ""
+
+
+class TestSomeRows:
+    def test_only_they_are_measured(self, tmp_path):
+        out = tmp_path / "b.json"
+        words = ("--quick", "--rounds", 1, "--rows", "call-vs-*", "--out", out)
+        code, printed, _ = called(*words)
+        held = json.loads(out.read_text())
+        assert code == 0
+        assert [row["name"] for row in held["rows"]] == ["call-vs-vmap", "call-vs-loop"]
+        assert "call-vs-vmap: " in printed
+
+    def test_noise_is_a_share_that_should_be_small(self, tmp_path):
+        out = tmp_path / "b.json"
+        assert called("--quick", "--rounds", 1, "--rows", "noise-w2", "--out", out)[0] == 0
+        (row,) = json.loads(out.read_text())["rows"]
+        assert row["at_most"] is True
+        assert row["judged"]["value"] > 0
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--rows", "nothing"), "rows: needed a pattern that fits a row, got 'nothing'."),
+        (("--rounds", 0), "rounds: needed an integer of at least 1, got 0."),
+        (("--threads", 0), "threads: needed an integer of at least 1, got 0."),
+        (("--memory-members", 3), "memory_members: needed an even number, got 3."),
+    ],
+)
+def test_a_mistake_is_said_and_nothing_is_written(tmp_path, words, said):
+    out = tmp_path / "b.json"
+    code, printed, error = called("--quick", "--out", out, *words)
+    assert (code, printed) == (2, "")
+    assert error.startswith(f"tinkering: {said}")
+    assert not out.exists()
+
+
+def test_a_file_in_no_folder_is_refused_before_anything_is_measured(tmp_path):
+    code, _, error = called("--quick", "--out", tmp_path / "none" / "b.json")
+    assert code == 2
+    assert "out: needed a file in a folder that exists" in error
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        (
+            Row("a", "", Figure(500.0, "img/s"), Figure(2.6, "x vmap"), Target(2.5, 2.8)),
+            "a: 500 img/s, 2.60 x vmap, must met (must 2.50, goal 2.80)",
+        ),
+        (
+            Row("b", "", None, Figure(0.12, "%"), Target(must=0.1, at_most=True)),
+            "b: 12.0 %, missed (must <= 10.0 %)",
+        ),
+        (Row("c", "", note="not installed"), "c: not installed"),
+    ],
+)
+def test_a_line_says_what_was_met(row, said):
+    assert bench.line(row) == said

@@ -1,0 +1,112 @@
+"""Experiments with explicit members: the seed's call, and bfloat16, beside ``vmap`` and a loop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, stack_module_state, vmap
+
+from tinkering.bench.clock import Contender
+from tinkering.bench.experiment import DTYPE, Bench, Comparison, Experiment, contenders_by_name
+from tinkering.bench.judge import Row, Target
+from tinkering.bench.networks import images, network
+from tinkering.bench.settings import Sizes
+from tinkering.evaluation.forward import forward
+from tinkering.models import get_parallel_forward_pass_fn
+from tinkering.population import StackedPopulation
+
+
+def members(bench: Bench) -> list[nn.Module]:
+    """Return networks with weights of their own."""
+    return [network("resnet", bench.sizes.wide, seed) for seed in range(bench.sizes.explicit)]
+
+
+def plain_vmap(models: list[nn.Module], x: Tensor) -> Callable[[], Tensor]:
+    """Return the call that PyTorch's tutorial on ensembles has: vmap over a functional call."""
+    params, buffers = stack_module_state(models)
+    params = {name: value.detach() for name, value in params.items()}
+
+    def call(params: dict[str, Tensor], buffers: dict[str, Tensor], x: Tensor) -> Tensor:
+        logits: Tensor = functional_call(models[0], (params, buffers), (x,))
+        return logits
+
+    together = vmap(call, in_dims=(0, 0, None), randomness="same")
+    return lambda: together(params, buffers, x)
+
+
+def parallel_call(models: list[nn.Module], x: Tensor) -> Callable[[], Tensor]:
+    """Return the seed's call, on stacked parameters."""
+    state = stack_module_state(models)
+    call = get_parallel_forward_pass_fn(models[0])
+    return lambda: call(state, x)
+
+
+def _call(bench: Bench) -> Iterator[Row]:
+    models, x = members(bench), images(bench.sizes.small_batch)
+    count = len(models) * len(x)
+    contenders = contenders_by_name(
+        {
+            "vmap": (plain_vmap(models, x), count),
+            "loop": (lambda: [model(x) for model in models], count),
+            "call": (parallel_call(models, x), count),
+        }
+    )
+    seen = f"{len(models)} members, {len(x)} images, width {bench.sizes.wide}, float32"
+    what = f"get_parallel_forward_pass_fn, {seen}"
+    comparisons = [
+        Comparison("vmap-fp32", f"plain vmap, {seen}", "vmap"),
+        Comparison("loop-fp32", f"a loop over modules, {seen}", "loop"),
+        Comparison("call-vs-vmap", what, "call", "vmap", "x vmap", Target(2.5, 2.8)),
+        Comparison("call-vs-loop", what, "call", "loop", "x loop", Target(goal=1.0)),
+    ]
+    yield from bench.compared(contenders, comparisons)[0]
+
+
+def _bfloat16(bench: Bench) -> Iterator[Row]:
+    models, x = members(bench), images(bench.sizes.batch)
+    count = len(models) * len(x)
+    pure = yield from bench.pure("resnet", bench.sizes.wide, count)
+    contenders = [
+        Contender("vmap", plain_vmap(models, x), count),
+        stacked(models, x),
+        *pure,
+    ]
+    seen = f"{len(models)} members, {len(x)} images, width {bench.sizes.wide}"
+    what = f"StackedPopulation in bfloat16, {seen}"
+    at = f"bf16-b{bench.sizes.batch}"
+    bound = "pure inference beside plain vmap in float32: more than that cannot be"
+    comparisons = [
+        Comparison("bf16-vs-vmap", what, "stacked", "vmap", "x vmap", Target(9.0, 13.0)),
+        Comparison("bf16-vs-vmap-bound", bound, "pure", "vmap", "x vmap"),
+        Comparison(f"{at}-vs-pure", what, "stacked", "pure", "of pure", Target(0.78, 0.90)),
+    ]
+    yield from bench.compared(contenders, comparisons)[0]
+
+
+def _large_batch(bench: Bench) -> Iterator[Row]:
+    models, x = members(bench), images(bench.sizes.large_batch)
+    pure = yield from bench.pure("resnet", bench.sizes.wide, len(models) * len(x))
+    what = f"StackedPopulation in bfloat16, {len(models)} members, {len(x)} images"
+    name = f"bf16-b{len(x)}-vs-pure"
+    target = Target(0.92, 0.97)
+    comparisons = [Comparison(name, what, "stacked", "pure", "of pure", target)]
+    yield from bench.compared([stacked(models, x), *pure], comparisons)[0]
+
+
+def stacked(models: list[nn.Module], x: Tensor, dtype: torch.dtype = DTYPE) -> Contender:
+    """Return the evaluation of a stacked population on a shared batch."""
+    population = StackedPopulation.from_modules(models)
+    count = len(models) * len(x)
+    return Contender("stacked", lambda: forward(models[0], population, x, dtype=dtype), count)
+
+
+def experiments(sizes: Sizes) -> list[Experiment]:
+    """Return the experiments of this file."""
+    at = f"bf16-b{sizes.batch}-vs-pure"
+    return [
+        Experiment(("vmap-fp32", "loop-fp32", "call-vs-vmap", "call-vs-loop"), _call),
+        Experiment(("bf16-vs-vmap", "bf16-vs-vmap-bound", at), _bfloat16),
+        Experiment((f"bf16-b{sizes.large_batch}-vs-pure",), _large_batch),
+    ]

@@ -1,0 +1,139 @@
+"""Pure inference: what one network costs that is given, and never changes.
+
+No population can be cheaper than its images through a single network whose norms are
+folded, whose weights are packed, and which is handed tiles of the size it likes best. So
+this is what evaluation is measured by. Two ways are tried at several tile sizes, and the
+faster one counts:
+
+- frozen: PyTorch's compiler, told that weights are constants; where there is no compiler,
+  the module itself.
+- packed: this library's fused layers on one state, a tile a thread.
+"""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from functools import partial
+from importlib import import_module
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from tinkering.bench.clock import Contender
+from tinkering.bench.networks import images
+from tinkering.evaluation.capture import capture
+from tinkering.evaluation.graph import Fused, Program
+from tinkering.evaluation.layers import layer
+from tinkering.evaluation.threads import map_in_order
+
+_Forward = Callable[[Tensor], Tensor]
+_MANY = 256
+"""Compiled forms of one class that are kept side by side; PyTorch would stop at eight."""
+
+
+def frozen(model: nn.Module, tile: Tensor) -> tuple[_Forward, str]:
+    """Return the model compiled as constants for tiles of one size; and how: "frozen", "eager".
+
+    Args:
+        model: in eval mode, in the dtype and layout of the tile; it is copied.
+        tile: the images it is compiled for.
+    """
+    module = copy.deepcopy(model)
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")  # the compiler's own
+        with _setting("_inductor", freezing=True), _setting("_dynamo", recompile_limit=_MANY):
+            compiled = cast(_Forward, torch.compile(module, dynamic=False))
+            try:
+                compiled(tile)
+            except Exception:  # no compiler, or one that fails: each release has its own errors
+                return module, "eager"
+    return compiled, "frozen"
+
+
+def packed(model: nn.Module, tile: Tensor) -> _Forward:
+    """Return the model through this library's fused layers, on one state.
+
+    Args:
+        model: in eval mode and float32.
+        tile: some images, in the dtype of the computation.
+    """
+    program = Program(capture(model, tile.float()))
+    state = dict(model.named_parameters()) | dict(model.named_buffers())
+    values = program.captured.values({name: value.detach() for name, value in state.items()})
+    layers = {
+        step.last.name: layer(
+            step, values, torch.float32 if program.makes_output(step) else tile.dtype
+        )
+        for step in program.fused
+    }
+
+    def call(step: Fused, x: Tensor, residual: Tensor | None) -> Tensor:
+        return layers[step.last.name](x, residual, program.may_overwrite_residual(step))
+
+    def forward(x: Tensor) -> Tensor:
+        return program.run(x, values, call)
+
+    with torch.no_grad():
+        forward(tile)  # packs the weights
+    return forward
+
+
+class Pure:
+    """The ways to run one network as fast as is known, at some tile sizes.
+
+    Args:
+        model: the network, in eval mode and float32.
+        dtype: of the computation.
+        tiles: images at a time.
+        compiled: whether to try PyTorch's compiler; without it, the module itself is run.
+    """
+
+    def __init__(
+        self, model: nn.Module, dtype: torch.dtype, tiles: tuple[int, ...], compiled: bool
+    ) -> None:
+        narrow: nn.Module = copy.deepcopy(model)
+        narrow = narrow.to(dtype=dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._ways: dict[str, tuple[Tensor, _Forward, bool]] = {}
+        for count in tiles:
+            tile = images(count).to(dtype=dtype, memory_format=torch.channels_last)
+            forward, how = frozen(narrow, tile) if compiled else (narrow, "eager")
+            self._ways[f"{how}-{count}"] = (tile, forward, False)
+            self._ways[f"packed-{count}"] = (tile, packed(model, tile), True)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The ways, such as ``"frozen-128"``: how, and the tile."""
+        return tuple(self._ways)
+
+    def contender(self, name: str, count: int) -> Contender:
+        """Return one of the ways, on at least `count` images."""
+        tile, forward, side_by_side = self._ways[name]
+        tiles = -(-count // len(tile))
+        run = partial(_side_by_side if side_by_side else _in_turn, forward, tile, tiles)
+        return Contender(f"pure:{name}", run, tiles * len(tile))
+
+
+def _in_turn(forward: _Forward, tile: Tensor, tiles: int) -> None:
+    """Run tiles one after the other, with threads inside the operations."""
+    for _ in range(tiles):
+        forward(tile)
+
+
+def _side_by_side(forward: _Forward, tile: Tensor, tiles: int) -> None:
+    """Run tiles on threads of their own."""
+
+    def run(_: int) -> None:
+        forward(tile)
+
+    for _ in map_in_order(run, range(tiles), torch.get_num_threads()):
+        pass
+
+
+def _setting(package: str, **settings: Any) -> AbstractContextManager[None]:
+    """Return what changes some of the compiler's global settings, and sets them back."""
+    config: Any = import_module(f"torch.{package}.config")
+    return cast(AbstractContextManager[None], config.patch(**settings))

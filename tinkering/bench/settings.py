@@ -1,0 +1,60 @@
+"""How much is measured: the sizes of the real benchmark, and small ones to try it out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How large everything is."""
+
+    wide: int = 64
+    """Width of the network that is as large as the seed's."""
+    middle: int = 16
+    narrow: int = 8
+    explicit: int = 16
+    """Explicit members."""
+    small_batch: int = 32
+    batch: int = 64
+    large_batch: int = 256
+    members: int = 4096
+    """Members around a centre, each on an image of its own."""
+    sharing: int = 256
+    """Members around a centre that share a batch."""
+    other_members: int = 1024
+    """Members around a centre in the networks the library has never heard of."""
+    tiles: tuple[int, ...] = (32, 64, 128, 256, 512)
+    """Images at a time in pure inference."""
+    compiled: bool = True
+    """Whether pure inference is compiled."""
+    few_members: int = 1_000
+    many_members: int = 100_000
+    """Members whose evaluation's memory is compared."""
+    cold_rounds: int = 3
+    """Starts of new processes, at most."""
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """All widths, once each."""
+        return tuple(dict.fromkeys((self.wide, self.middle, self.narrow)))
+
+
+QUICK = Sizes(
+    wide=8,
+    middle=4,
+    narrow=2,
+    explicit=2,
+    small_batch=4,
+    batch=8,
+    large_batch=16,
+    members=64,
+    sharing=8,
+    other_members=32,
+    tiles=(32,),
+    compiled=False,
+    few_members=500,
+    many_members=2_000,
+    cold_rounds=1,
+)
+"""Seconds in place of minutes. The figures mean nothing."""
