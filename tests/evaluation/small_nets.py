@@ -1,5 +1,6 @@
 """Small networks of many kinds, and plain loops over members, for the tests of evaluation."""
 
+import copy
 from functools import cache
 
 import torch
@@ -7,7 +8,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from tinkering.models import BasicBlock, SimpleResNet
-from tinkering.population import PerturbedPopulation
+from tinkering.population import PerturbedPopulation, StackedPopulation
+
+BATCH_NORM = nn.modules.batchnorm._BatchNorm
 
 
 class Bottleneck(nn.Module):
@@ -63,6 +66,93 @@ class InPlace(nn.Module):
         return self.linear(self.relu(out).mean((2, 3)))
 
 
+class PreActivation(nn.Module):
+    """Norm and rectifier before the convolution; the shortcut reads what they made."""
+
+    def __init__(self, inputs, outputs, stride=1):
+        super().__init__()
+        self.bn1 = nn.BatchNorm2d(inputs)
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(outputs)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
+        changes = stride != 1 or inputs != outputs
+        self.shortcut = nn.Conv2d(inputs, outputs, 1, stride, bias=False) if changes else None
+
+    def forward(self, x):
+        y = F.relu(self.bn1(x))
+        kept = x if self.shortcut is None else self.shortcut(y)
+        return self.conv2(F.relu(self.bn2(self.conv1(y)))) + kept
+
+
+class Shared(nn.Module):
+    """One convolution twice, tied linear layers, and a residual from the image itself."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(1, 1, 3, padding=1)
+        self.first, self.second = nn.Linear(8, 8), nn.Linear(8, 8)
+        self.second.weight = self.first.weight
+        self.last = nn.Linear(64, 5)
+
+    def forward(self, x):
+        out = torch.relu(self.conv(x) + x)
+        out = self.conv(out)
+        out += x
+        return self.last(self.second(torch.tanh(self.first(out))).flatten(1))
+
+
+class Transformer(nn.Module):
+    """Words, learned positions, an encoder, the mean of all tokens."""
+
+    def __init__(self, batch_first=True):
+        super().__init__()
+        self.words = nn.Embedding(11, 8)
+        self.positions = nn.Parameter(torch.randn(1, 6, 8) / 2)
+        layer = nn.TransformerEncoderLayer(8, 2, 12, 0.1, batch_first=batch_first)
+        self.encoder = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+        self.norm = nn.LayerNorm(8)
+        self.linear = nn.Linear(8, 5)
+        self.axis = 1 if batch_first else 0
+
+    def forward(self, words):
+        x = self.words(words) + self.positions
+        x = self.encoder(x if self.axis else x.transpose(0, 1))
+        return self.linear(self.norm(x).mean(self.axis))
+
+
+class Attention(nn.Module):
+    """Multi-head attention alone."""
+
+    def __init__(self):
+        super().__init__()
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+
+    def forward(self, x):
+        return self.attention(x, x, x, need_weights=False)[0].flatten(1)
+
+
+class DependsOnData(nn.Module):
+    """Python looks at a number in a tensor: no graph can hold that."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(64, 5)
+
+    def forward(self, x):
+        x = x.flatten(1)
+        return self.linear(x) if x.sum() > 1e9 else -self.linear(x)
+
+
+def takes(*shape, words=0, engine="factored", unknown=""):
+    """Say what a network takes and which engine serves it; `words`: integers below that."""
+
+    def note(build):
+        build.shape, build.words, build.engine, build.unknown = shape, words, engine, unknown
+        return build
+
+    return note
+
+
 def resnet():
     return SimpleResNet(BasicBlock, [1, 2, 1, 1], num_classes=5, width=2)
 
@@ -95,7 +185,145 @@ def convnet():
     )
 
 
+def lenet():
+    return nn.Sequential(
+        nn.Conv2d(1, 4, 3, padding=1),
+        nn.GroupNorm(2, 4),
+        nn.ReLU(),
+        nn.AvgPool2d(2),
+        nn.Conv2d(4, 6, 3),
+        nn.GroupNorm(3, 6),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(24, 10),
+        nn.Dropout(0.5),
+        nn.Linear(10, 5),
+    )
+
+
+@takes(2, 8, 8)
+def depthwise():
+    """Depthwise and pointwise convolutions, and some in two groups."""
+    return nn.Sequential(
+        nn.Conv2d(2, 6, 3, padding=1, groups=2, bias=False),
+        nn.BatchNorm2d(6),
+        nn.ReLU6(),
+        nn.Conv2d(6, 6, 3, stride=2, padding=1, groups=6, bias=False),
+        nn.BatchNorm2d(6),
+        nn.ReLU(),
+        nn.Conv2d(6, 8, 1),
+        nn.BatchNorm2d(8),
+        nn.SiLU(),
+        nn.Conv2d(8, 4, 3, groups=2),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(4, 5),
+    )
+
+
+@takes(6, words=11)
+def transformer():
+    return Transformer()
+
+
+@takes(6, words=11, engine="sequential", unknown="encoder.layers.0.norm1.weight")
+def transformer_of_time_first():
+    return Transformer(batch_first=False)
+
+
+@takes(6, 8)
+def attention():
+    return Attention()
+
+
+@takes(2, 24)
+def conv1d_net():
+    return nn.Sequential(
+        nn.Conv1d(2, 5, 3, stride=2, padding=1),
+        nn.BatchNorm1d(5),
+        nn.ReLU(),
+        nn.Conv1d(5, 4, 3, dilation=2),
+        nn.Tanh(),
+        nn.Flatten(),
+        nn.Linear(32, 5),
+    )
+
+
+@takes(1, 4, 6, 5)
+def conv3d_net():
+    return nn.Sequential(
+        nn.Conv3d(1, 4, (2, 3, 3), stride=(1, 2, 1), padding=(0, 1, 1)),
+        nn.BatchNorm3d(4),
+        nn.ReLU(),
+        nn.Conv3d(4, 3, 2),
+        nn.Flatten(),
+        nn.Linear(48, 5),
+    )
+
+
+def vgg():
+    def block(inputs, outputs):
+        for source in (inputs, outputs):
+            yield from (nn.Conv2d(source, outputs, 3, padding=1), nn.BatchNorm2d(outputs))
+            yield nn.ReLU(inplace=True)
+        yield nn.MaxPool2d(2)
+
+    return nn.Sequential(*block(1, 4), *block(4, 6), nn.Flatten(), nn.Linear(24, 5))
+
+
+def pre_activation_resnet():
+    return nn.Sequential(
+        nn.Conv2d(1, 4, 3, padding=1, bias=False),
+        PreActivation(4, 4),
+        PreActivation(4, 6, stride=2),
+        nn.BatchNorm2d(6),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(6, 5),
+    )
+
+
+def norm_without_affine():
+    norm = nn.BatchNorm2d(4, affine=False)
+    return nn.Sequential(nn.Conv2d(1, 4, 3), norm, nn.ReLU(), nn.Flatten(), nn.Linear(144, 5))
+
+
+def norm_without_statistics():
+    norm = nn.BatchNorm2d(4, track_running_stats=False)
+    return nn.Sequential(nn.Conv2d(1, 4, 3), norm, nn.ReLU(), nn.Flatten(), nn.Linear(144, 5))
+
+
+@takes(1, 8, 8, engine="sequential", unknown="1.weight")
+def prelu():
+    return nn.Sequential(nn.Conv2d(1, 4, 3), nn.PReLU(4), nn.Flatten(), nn.Linear(144, 5))
+
+
+@takes(1, 8, 8, engine="sequential", unknown="DependsOnData")
+def depends_on_data():
+    return DependsOnData()
+
+
 NETWORKS = [resnet, bottleneck_resnet, perceptron, normalised_perceptron, convnet, ByHand, InPlace]
+NETWORKS += [lenet, depthwise, transformer, transformer_of_time_first, attention, conv1d_net]
+NETWORKS += [conv3d_net, vgg, pre_activation_resnet, Shared, norm_without_affine, prelu]
+NETWORKS += [norm_without_statistics, depends_on_data]
+
+
+def engine_for(build):
+    """The engine that "auto" should find for members around a centre."""
+    return getattr(build, "engine", "factored")
+
+
+def inputs_for(build, *leading):
+    """Random images for a network, or words."""
+    shape, words = getattr(build, "shape", (1, 8, 8)), getattr(build, "words", 0)
+    return torch.randint(words, (*leading, *shape)) if words else torch.randn(*leading, *shape)
+
+
+def normed(build):
+    """Whether a network has batch norms."""
+    return any(isinstance(layer, BATCH_NORM) for layer in made(build).modules())
 
 
 @cache
@@ -104,29 +332,48 @@ def made(build):
     return make(build)
 
 
-def make(build, seed=0, channels=1, size=8):
+def make(build, seed=0):
     """A network in eval mode whose running statistics and biases are not those of a new one."""
     torch.manual_seed(seed)
     model = build()
     with torch.no_grad():
-        model.train()(torch.randn(2, channels, size, size))
+        model.train()(inputs_for(build, 2))
         for layer in model.modules():
-            if isinstance(layer, nn.modules.batchnorm._BatchNorm):
-                layer.running_mean.normal_(std=0.3)
-                layer.running_var.uniform_(0.5, 2.0)
-                layer.weight.uniform_(0.5, 1.5)
-                layer.bias.normal_(std=0.3)
+            if isinstance(layer, BATCH_NORM):
+                if layer.track_running_stats:
+                    layer.running_mean.normal_(std=0.3)
+                    layer.running_var.uniform_(0.5, 2.0)
+                if layer.affine:
+                    layer.weight.uniform_(0.5, 1.5)
+                    layer.bias.normal_(std=0.3)
     return model.eval()
 
 
-def loop(population, x, in_dims=(0, None), model=None):
-    """What each member, as a module of its own, makes of its batch."""
+def loop(population, x, in_dims=(0, None), model=None, of_batch=False):
+    """What each member, as a module of its own, makes of its batch.
+
+    With `of_batch`, batch norms use the statistics of the batch, as they do in training.
+    """
     outputs = []
     with torch.no_grad():
         for i in range(len(population)):
             member = population.materialise(i, model).eval()
+            for layer in member.modules():
+                if of_batch and isinstance(layer, BATCH_NORM):
+                    layer.train()
             outputs.append(member(x if in_dims == (0, None) else x[i]))
     return torch.stack(outputs)
+
+
+def centres_statistics(model, x):
+    """The buffers that a training step on `x` leaves, if nothing before it counts."""
+    model = copy.deepcopy(model)
+    for layer in model.modules():
+        if isinstance(layer, BATCH_NORM):
+            layer.train().momentum = 1.0
+    with torch.no_grad():
+        model(x)
+    return dict(model.named_buffers())
 
 
 def batch_for(in_dims, members, images, shape=(1, 8, 8)):
@@ -146,3 +393,8 @@ def assert_close(result, expected, tolerance=1e-4):
         assert (expected[0] - expected[1]).abs().max() > 100 * tolerance * scale
     difference = (result - expected).abs().max() / scale
     assert difference <= tolerance, f"relative difference {difference:.1e}"
+
+
+@cache
+def modules_of(build, size=4):
+    return StackedPopulation.from_modules([make(build, seed) for seed in range(1, size + 1)])

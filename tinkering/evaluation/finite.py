@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tinkering.errors import ArgumentError
 from tinkering.population import PerturbedPopulation, Population, StackedPopulation
@@ -35,6 +37,32 @@ def require_finite(population: Population) -> None:
             bad = _first_bad(value.reshape(len(value), -1))
             if bad is not None:
                 _refuse(f"{bad[1]} in {name!r} of member {bad[0]}")
+
+
+def require_finite_rest(model: nn.Module, buffers: Iterable[str], population: Population) -> None:
+    """Refuse a NaN in what else members compute with. Masks may well hold infinity.
+
+    Args:
+        model: has the parameters that the population does not have.
+        buffers: names of those that are used.
+        population: the members.
+
+    Raises:
+        ArgumentError: (a ``ValueError``) it names the parameter or buffer.
+    """
+    if isinstance(population, PerturbedPopulation | StackedPopulation):
+        params, held = population.params, population.buffers
+    else:
+        params, held = population.member(0)
+    for name, parameter in model.named_parameters():
+        bad = None if name in params else _first_bad(parameter.detach().reshape(1, -1))
+        if bad is not None:
+            raise ArgumentError("model", "finite weights", f"{bad[1]} in {name!r}")
+    own = dict(model.named_buffers())
+    for name in buffers:
+        if held.get(name, own[name]).isnan().any():
+            argument = "population" if name in held else "model"
+            raise ArgumentError(argument, "finite buffers", f"nan in {name!r}")
 
 
 def _first_bad(rows: Tensor) -> tuple[int, float] | None:

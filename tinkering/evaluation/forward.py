@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import warnings
+import copy
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from tinkering.errors import ArgumentError, UnsupportedLayerError
 from tinkering.evaluation.batchnorm import (
@@ -16,9 +17,10 @@ from tinkering.evaluation.batchnorm import (
     reference_statistics,
     with_batch_statistics,
 )
-from tinkering.evaluation.capture import draws_random_numbers
+from tinkering.evaluation.capture import draws_random_numbers, first_line
 from tinkering.evaluation.engines import ENGINES, choose
-from tinkering.evaluation.finite import require_finite
+from tinkering.evaluation.finite import require_finite, require_finite_rest
+from tinkering.evaluation.fit import require_device, require_fit
 from tinkering.evaluation.fitness import Fitness, checked, negative_cross_entropy
 from tinkering.evaluation.graph import program
 from tinkering.evaluation.job import Job, Run
@@ -194,6 +196,7 @@ def _planned(
     elif options.norm == "batch":
         structure = with_batch_statistics(model)
     require_finite(population)
+    require_finite_rest(model, (name for name, _ in structure.named_buffers()), population)
     shared = options.in_dims == (0, None)
     batches = x.expand(len(population), *x.shape) if shared else x
     steps, not_captured = None, ""
@@ -201,6 +204,8 @@ def _planned(
         steps = program(structure, batches[0])
     except UnsupportedLayerError as error:
         not_captured = str(error.args[1])
+    if batches.shape[1] == 1 and (steps is None or steps.captured.coupled):
+        _require_no_second_image(structure, batches[0])
     random = draws_random_numbers(structure, steps.captured if steps else None)
     if random and options.randomness == "error":
         raise ArgumentError(
@@ -223,8 +228,6 @@ def _planned(
     )
     if options.engine == "auto":
         name, reason, run = choose(job)
-        if isinstance(population, PerturbedPopulation) and name != "factored":
-            warnings.warn(f"tinkering: {reason}", stacklevel=4)
     else:
         name, reason, run = options.engine, "asked for", ENGINES[options.engine](job)
     return make_plan(job, name, reason, options.memory, keeps_logits), run, job
@@ -239,14 +242,37 @@ def _with_reference(model: nn.Module, population: Population, norm: Reference) -
             "Give each member buffers of its own: population.with_buffers.",
         )
     own = {name: value.detach() for name, value in model.named_parameters()}
-    statistics = reference_statistics(model, own | population.params, norm.images)
+    if len(norm.images) < 2:
+        raise ArgumentError(
+            "norm", "a Reference to at least two images, for a variance", len(norm.images)
+        )
+    try:
+        statistics = reference_statistics(model, own | population.params, norm.images)
+    except (RuntimeError, ValueError, IndexError) as error:
+        raise ArgumentError(
+            "norm",
+            f"a Reference to images that {type(model).__name__} takes",
+            f"{list(norm.images.shape)} of {norm.images.dtype} ({first_line(error)})",
+        ) from error
     return population.with_buffers(statistics)
+
+
+def _require_no_second_image(structure: nn.Module, x: Tensor) -> None:
+    """Refuse one image where a norm would take the variance of one number."""
+    try:
+        functional_call(copy.deepcopy(structure), {}, (x.clone(),))
+    except ValueError as error:
+        raise ArgumentError(
+            "x",
+            "at least two images a member, for norms that use the statistics of the batch",
+            f"one ({first_line(error)})",
+        ) from error
 
 
 def _check(model: nn.Module, population: Population, x: Tensor, options: _Options) -> None:
     """Refuse arguments that cannot be used."""
     if options.norm not in ("running", "batch") and not isinstance(options.norm, Reference):
-        raise ArgumentError("norm", '"running", "batch" or a Reference', repr(options.norm))
+        raise ArgumentError("norm", '"running", "batch" or a Reference', _said(options.norm))
     trained = norms_in_train_mode(model)
     if trained and options.norm != "batch":
         raise ArgumentError(
@@ -266,6 +292,12 @@ def _check(model: nn.Module, population: Population, x: Tensor, options: _Option
         raise ArgumentError("dtype", "torch.float32 or torch.bfloat16", options.dtype)
     if options.memory is not None and options.memory < 1:
         raise ArgumentError("memory", "a number of bytes, at least 1", options.memory)
+    if options.engine == "factored" and not isinstance(population, PerturbedPopulation):
+        raise ArgumentError(
+            "engine",
+            '"sequential" or "vmapped" for members that share no centre',
+            f'"factored" for a {type(population).__name__}',
+        )
     if x.numel() == 0:
         raise ArgumentError("x", "at least one image", list(x.shape))
     if options.in_dims not in ((0, None), (0, 0)):
@@ -278,3 +310,11 @@ def _check(model: nn.Module, population: Population, x: Tensor, options: _Option
         raise ArgumentError(
             "x", f"[members, batch, ...] with {len(population)} members", list(x.shape)
         )
+    if not x.dim():
+        raise ArgumentError("x", "[batch, ...]", [])
+    require_fit(model, population)
+    require_device(population, x)
+
+
+def _said(value: object) -> str:
+    return repr(value) if value is None or isinstance(value, str) else f"a {type(value).__name__}"

@@ -12,7 +12,7 @@ from torch import Tensor, fx
 
 from tinkering.evaluation.graph import LINEAR, NORM, Fused, arguments
 from tinkering.evaluation.onednn import FusedConv, Geometry
-from tinkering.native import correction
+from tinkering.native import correction, folding
 from tinkering.native.correction import Shape
 
 Values = Mapping[str, Tensor]
@@ -31,7 +31,10 @@ class Affine:
 
 @dataclass(frozen=True)
 class Folded(Affine):
-    """A layer with the norm behind it as one weight and one shift, in float32."""
+    """A layer with the norm behind it as one weight and one shift, in float32.
+
+    The weight is the layer's own still: `scaled_weight` multiplies it by `scale`.
+    """
 
     weight: Tensor
     """As the layer's, multiplied by `scale`, which is what the norm multiplies by."""
@@ -52,7 +55,22 @@ def fold(step: Fused, values: Values, scaled: bool = True) -> Folded:
         return Folded(ones, torch.zeros_like(ones) if bias is None else bias, weight)
     norm = fold_norm(step.norm, values, scaled)
     shift = norm.shift if bias is None else norm.shift + bias * norm.scale
-    return Folded(norm.scale, shift, weight * norm.scale.view(-1, *[1] * (weight.dim() - 1)))
+    return Folded(norm.scale, shift, weight)
+
+
+def scaled_weight(weight: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return a weight times its outputs' scale, in the layout and dtype it is computed with.
+
+    For images that is channels-last, which packing reads several times faster.
+
+    Args:
+        weight: ``[out, in, ...]``.
+        scale: ``[out]``.
+        dtype: of the result.
+    """
+    if weight.dim() == 4 and weight.is_contiguous() and folding.available(weight, dtype):
+        return folding.folded(weight, scale, dtype)
+    return (weight * scale.view(-1, *[1] * (weight.dim() - 1))).to(dtype)
 
 
 def fold_norm(norm: fx.Node, values: Values, scaled: bool = True) -> Affine:
@@ -97,10 +115,10 @@ class ConvLayer:
         self.outputs = len(weight)
         self._dtype = dtype
         self._relu = relu
-        self.weight = weight
-        """``[out, in / groups, height, width]``, float32."""
-        self._weight, self._shift = weight.to(dtype), folded.shift.to(dtype)
-        self._conv = FusedConv(self._weight, self._shift, geometry, relu)
+        self.weight = scaled_weight(weight, folded.scale, dtype)
+        """``[out, in / groups, *kernel]``, in the dtype of the computation."""
+        self._shift = folded.shift.to(dtype)
+        self._conv = FusedConv(self.weight, self._shift, geometry, relu)
 
     def result(self, x: Tensor) -> tuple[int, ...]:
         """Return height and width of the result for what `enter` returned."""
@@ -133,11 +151,14 @@ class ConvLayer:
 
     def compute(self, x: Tensor, other: Tensor | None) -> Tensor:
         """Return the result for what `enter` returned; `other` is added, and overwritten."""
-        if x.dim() == 4:
+        # oneDNN's packed convolution of one channel to a column of pixels goes wrong where it
+        # walks faster along the row than along the column.
+        if x.dim() == 4 and not (x.shape[1] == 1 and self.result(x)[1] == 1):
             return self._conv(x, other)
-        out = F.conv3d(
+        convolve = F.conv2d if x.dim() == 4 else F.conv3d
+        out = convolve(
             x,
-            self._weight,
+            self.weight,
             self._shift,
             self.geometry.stride,
             self.geometry.padding,
@@ -169,7 +190,8 @@ class LinearLayer:
         self.outputs = len(folded.weight)
         self._dtype = dtype
         self._relu = relu
-        self._weight, self._shift = folded.weight.to(dtype), folded.shift.to(dtype)
+        self._weight = scaled_weight(folded.weight, folded.scale, dtype)
+        self._shift = folded.shift.to(dtype)
 
     def enter(self, x: Tensor) -> Tensor:
         """Return the input as the layer computes on it."""

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterator
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
+from tinkering.errors import UnsupportedLayerError
+from tinkering.evaluation.capture import first_line
 from tinkering.evaluation.job import Job, Run, Tiles, narrowed
 
 
@@ -32,8 +35,25 @@ def prepare(job: Job) -> Run:
                     for name in states[0]
                 }
                 x = job.batches[0] if job.shared else job.batches[members]
-                with torch.no_grad():
-                    logits = forward(stacked, narrowed(x, job.dtype))
-                yield members, logits.float()
+                yield members, _called(forward, job.model, stacked, narrowed(x, job.dtype)).float()
 
     return run
+
+
+def _called(
+    forward: Callable[[dict[str, Tensor], Tensor], Tensor],
+    model: nn.Module,
+    stacked: dict[str, Tensor],
+    x: Tensor,
+) -> Tensor:
+    with warnings.catch_warnings(), torch.no_grad():
+        # Nobody takes this engine for its speed.
+        warnings.filterwarnings("ignore", "There is a performance drop")
+        try:
+            return forward(stacked, x)
+        except RuntimeError as error:
+            if not str(error).startswith("vmap:"):
+                raise
+            name = type(model).__name__
+            operation = f"its forward under torch.func.vmap ({first_line(error)})"
+            raise UnsupportedLayerError(name, operation) from error

@@ -589,6 +589,26 @@ void affine(T* out, const T* x, const T* residual, const float* scale, const flo
   }
 }
 
+template <typename T>
+void fold(const float* weight, const float* scale, T* out, int64_t outputs, int64_t channels,
+          int64_t taps) {
+  for (int64_t o = 0; o < outputs; ++o, weight += channels * taps)
+    for (int64_t k = 0; k < taps; ++k) {
+      int64_t c = 0;
+      for (; c + 8 <= channels; c += 8, out += 8) {
+        Lanes<8>::F eight;
+        for (int v = 0; v < 8; ++v) eight[v] = weight[(c + v) * taps + k];
+        store<8>(out, eight * scale[o]);
+      }
+      if (c < channels) {
+        Lanes<8>::F rest = {};
+        for (int v = 0; c + v < channels; ++v) rest[v] = weight[(c + v) * taps + k];
+        store_some<8>(out, rest * scale[o], int(channels - c));
+        out += channels - c;
+      }
+    }
+}
+
 }  // namespace
 
 extern "C" {
@@ -646,6 +666,16 @@ void convolve_bfloat16(const Layer* l, const void* weights, const float* shift, 
   (void)l, (void)weights, (void)shift, (void)relu, (void)x, (void)residual, (void)out;
   (void)rows, (void)signs, (void)images;
 #endif
+}
+
+// out[o, tap, c] = weight[o, c, tap] * scale[o]: folded, and channels-last.
+void fold_float(const float* weight, const float* scale, float* out, int64_t outputs,
+                int64_t channels, int64_t taps) {
+  fold(weight, scale, out, outputs, channels, taps);
+}
+void fold_bfloat16(const float* weight, const float* scale, void* out, int64_t outputs,
+                   int64_t channels, int64_t taps) {
+  fold(weight, scale, (bfloat16*)out, outputs, channels, taps);
 }
 
 // Philox4x64-10 (Salmon et al. 2011): `blocks` blocks of four words, each word four normals.

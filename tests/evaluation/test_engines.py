@@ -1,0 +1,189 @@
+"""Which engine serves which network, what is said about it, and the paths beside the kernels."""
+
+import warnings
+
+import pytest
+import torch
+from small_nets import (
+    NETWORKS,
+    DependsOnData,
+    InPlace,
+    Shared,
+    assert_close,
+    conv1d_net,
+    convnet,
+    depends_on_data,
+    depthwise,
+    engine_for,
+    inputs_for,
+    loop,
+    made,
+    modules_of,
+    perceptron,
+    population_of,
+    pre_activation_resnet,
+    resnet,
+    transformer,
+    vgg,
+)
+from torch import nn
+
+from tinkering.errors import ArgumentError, UnsupportedLayerError
+from tinkering.evaluation import onednn
+from tinkering.evaluation.capture import capture
+from tinkering.evaluation.engines import ENGINES
+from tinkering.evaluation.forward import forward, plan
+from tinkering.native import correction
+from tinkering.noise import Dense, LowRank, Separable
+
+networks = pytest.mark.parametrize("build", NETWORKS, ids=lambda build: build.__name__)
+
+
+class MinusTheMeanOfItsBatch(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(64, 5)
+
+    def forward(self, x):
+        return self.linear(x.flatten(1) - x.flatten(1).mean(0))
+
+
+def planned(build, population=None, images=3, **options):
+    """The plan, and what was said meanwhile."""
+    population = population_of(made(build)) if population is None else population
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        result = plan(made(build), population, inputs_for(build, images), **options)
+    return result, [str(warning.message) for warning in caught]
+
+
+class TestAuto:
+    @networks
+    def test_a_centre_is_factored_and_who_is_not_is_told(self, build):
+        found, said = planned(build)
+        assert found.engine == engine_for(build)
+        if found.engine == "factored":
+            assert said == []
+            assert found.reason == "members share a centre, so one pass serves many of them"
+        else:
+            assert said == [f"{found.reason} Members are evaluated one after the other."]
+            assert found.reason.startswith(f"members share a centre, but {build.unknown}")
+
+    @networks
+    def test_members_of_their_own_are_evaluated_one_by_one_without_a_word(self, build):
+        found, said = planned(build, modules_of(build))
+        assert (found.engine, said) == ("sequential", [])
+        assert found.reason == "every member has weights of its own"
+
+    @pytest.mark.parametrize(
+        ("noise", "images", "engine"),
+        [
+            (Dense(), 7, "factored"),
+            (Dense(), 8, "sequential"),
+            (LowRank(2), 8, "factored"),
+            (Separable(1), 50, "factored"),
+        ],
+        ids=str,
+    )
+    def test_dense_noise_is_built_where_it_pays(self, noise, images, engine):
+        population = population_of(made(convnet), noise=noise)
+        found, said = planned(convnet, population, images)
+        assert (found.engine, said) == (engine, [])
+        if engine == "sequential":
+            assert "with 8 images a member it pays to build them" in found.reason
+
+    @pytest.mark.parametrize("engine", ENGINES)
+    def test_an_engine_that_was_asked_for(self, engine):
+        found, said = planned(resnet, engine=engine)
+        assert (found.engine, found.reason, said) == (engine, "asked for", [])
+
+    def test_images_that_count_for_each_other_are_evaluated_one_member_at_a_time(self):
+        model = MinusTheMeanOfItsBatch().eval()
+        population = population_of(model)
+        x = torch.randn(6, 40, 1, 8, 8)
+        with pytest.warns(UserWarning, match="images of a batch are not independent"):
+            result = forward(model, population, x, (0, 0), memory=300_000)
+        assert_close(result, loop(population, x, (0, 0)))
+        with pytest.raises(UnsupportedLayerError, match="images of a batch are not independent"):
+            forward(model, population, x, (0, 0), engine="factored")
+
+
+class TestWithoutAGraph:
+    def test_the_plan_says_so(self):
+        for population in (modules_of(depends_on_data), population_of(made(depends_on_data))):
+            found, _ = planned(depends_on_data, population)
+            (note,) = found.notes
+            assert note.startswith("The module runs unfused: torch.export cannot capture it: ")
+            assert note in str(found)
+            assert planned(resnet)[0].notes == ()
+
+    def test_factored_is_refused_with_the_reason(self):
+        with pytest.raises(UnsupportedLayerError) as caught:
+            planned(depends_on_data, engine="factored")
+        assert str(caught.value).startswith(
+            "DependsOnData: no member-wise form of its forward (torch.export cannot capture it: "
+        )
+
+    def test_it_is_tried_once(self, monkeypatch):
+        model, tries = DependsOnData().eval(), []
+        export = torch.export.export
+
+        def counted(*args, **kwargs):
+            tries.append(1)
+            return export(*args, **kwargs)
+
+        monkeypatch.setattr(torch.export, "export", counted)
+        for _ in range(3):
+            with pytest.raises(UnsupportedLayerError, match="cannot capture it"):
+                capture(model, torch.zeros(2, 1, 8, 8))
+        assert len(tries) == 1
+
+    def test_in_its_own_dtype(self):
+        x = inputs_for(depends_on_data, 3)
+        arguments = made(depends_on_data), modules_of(depends_on_data), x
+        result = forward(*arguments, dtype=torch.bfloat16)
+        assert result.dtype == torch.float32
+        expected = loop(modules_of(depends_on_data), x)
+        difference = (result - expected).abs().max()
+        assert 0 < difference <= 0.05 * expected.abs().max()
+
+    def test_a_module_that_returns_no_tensor_is_refused(self):
+        class Two(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.linear = nn.Linear(3, 2)
+
+            def forward(self, x):
+                return self.linear(x), x
+
+        model = Two().eval()
+        with pytest.raises(ArgumentError) as caught:
+            forward(model, population_of(model), torch.zeros(2, 3))
+        assert str(caught.value) == (
+            "model: needed a module that returns a tensor, got Two, which returns a tuple."
+        )
+
+
+BESIDE_KERNELS = [resnet, convnet, vgg, depthwise, conv1d_net, transformer, perceptron, InPlace]
+BESIDE_KERNELS += [pre_activation_resnet, Shared]
+
+
+class TestWithoutKernels:
+    """What a machine without a compiler, or another build of PyTorch, falls back to."""
+
+    @pytest.mark.parametrize("native", [True, False])
+    @pytest.mark.parametrize("packed", [True, False])
+    @pytest.mark.parametrize("build", BESIDE_KERNELS, ids=lambda build: build.__name__)
+    def test_every_path_equals_the_loop(self, monkeypatch, build, packed, native):
+        if not native:
+            monkeypatch.setattr(correction, "available", lambda _: False)
+        if not packed:
+            monkeypatch.setattr(onednn, "packed_convolutions_work", lambda _: False)
+        model = made(build)
+        x = inputs_for(build, 6, 3)
+        for noise in (LowRank(1), Separable(2), Dense()):
+            population = population_of(model, noise=noise)
+            result = forward(model, population, x, (0, 0), engine="factored")
+            assert_close(result, loop(population, x, (0, 0)))
+        members = modules_of(build)
+        assert_close(forward(model, members, x[:4], (0, 0)), loop(members, x[:4], (0, 0)))

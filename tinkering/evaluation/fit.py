@@ -1,0 +1,61 @@
+"""A population has to fit its module; where it does not, it is refused by the name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor, nn
+
+from tinkering.errors import ArgumentError
+from tinkering.population import ParamsAndBuffers, PerturbedPopulation, Population
+
+
+def require_fit(model: nn.Module, population: Population) -> None:
+    """Refuse a population with a parameter or buffer that the module has not, or not so.
+
+    A parameter that nobody looks up would change nothing: all members would be alike.
+
+    Raises:
+        ArgumentError: (a ``ValueError``) it names the parameter or buffer.
+
+    Example:
+        >>> population = PerturbedPopulation(nn.Sequential(nn.Linear(1, 1)), size=2, sigma=0.1)
+        >>> require_fit(nn.Linear(1, 1), population)
+        Traceback (most recent call last):
+        tinkering.errors.ArgumentError: population: needed only parameters that the model has, got
+        '0.weight'. The model has 'weight', 'bias'.
+    """
+    held: tuple[dict[str, Tensor], ...]
+    held = dict(model.named_parameters()), dict(model.named_buffers())
+    for kind, member, own in zip(("parameters", "buffers"), _member(population), held, strict=True):
+        for name, value in member.items():
+            if name not in own:
+                raise ArgumentError(
+                    "population", f"only {kind} that the model has", repr(name), _names(kind, own)
+                )
+            if own[name].shape != value.shape:
+                needed = f"{name!r} of shape {list(own[name].shape)}, as the model's"
+                raise ArgumentError("population", needed, list(value.shape))
+
+
+def require_device(population: Population, x: Tensor) -> None:
+    """Refuse images on another device than the members'.
+
+    Raises:
+        ArgumentError: (a ``ValueError``) they are.
+    """
+    for value in _member(population)[0].values():
+        if x.device != value.device:
+            raise ArgumentError("x", f"a tensor on {value.device}, as the population's", x.device)
+
+
+def _member(population: Population) -> ParamsAndBuffers:
+    """Return parameters and buffers of the shapes of a member's; no noise is drawn."""
+    if isinstance(population, PerturbedPopulation):
+        return population.params, population.buffers
+    return population.member(0)
+
+
+def _names(kind: str, own: Mapping[str, object]) -> str:
+    names = [*map(repr, list(own)[:3]), *["..."] * (len(own) > 3)]
+    return f"The model has {', '.join(names) or f'no {kind}'}."
