@@ -6,9 +6,10 @@ from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, stack_module_state, vmap
+from torch.func import stack_module_state
 
 from tinkering.bench.clock import Contender
+from tinkering.bench.elsewhere import plain_vmap, plain_ways
 from tinkering.bench.experiment import DTYPE, Bench, Comparison, Experiment, contenders_by_name
 from tinkering.bench.judge import Row, Target
 from tinkering.bench.networks import images, network
@@ -23,19 +24,6 @@ def members(bench: Bench) -> list[nn.Module]:
     return [network("resnet", bench.sizes.wide, seed) for seed in range(bench.sizes.explicit)]
 
 
-def plain_vmap(models: list[nn.Module], x: Tensor) -> Callable[[], Tensor]:
-    """Return the call that PyTorch's tutorial on ensembles has: vmap over a functional call."""
-    params, buffers = stack_module_state(models)
-    params = {name: value.detach() for name, value in params.items()}
-
-    def call(params: dict[str, Tensor], buffers: dict[str, Tensor], x: Tensor) -> Tensor:
-        logits: Tensor = functional_call(models[0], (params, buffers), (x,))
-        return logits
-
-    together = vmap(call, in_dims=(0, 0, None), randomness="same")
-    return lambda: together(params, buffers, x)
-
-
 def parallel_call(models: list[nn.Module], x: Tensor) -> Callable[[], Tensor]:
     """Return the seed's call, on stacked parameters."""
     state = stack_module_state(models)
@@ -44,45 +32,43 @@ def parallel_call(models: list[nn.Module], x: Tensor) -> Callable[[], Tensor]:
 
 
 def _call(bench: Bench) -> Iterator[Row]:
-    models, x = members(bench), images(bench.sizes.small_batch)
+    sizes = bench.sizes
+    models, x = members(bench), images(sizes.small_batch)
     count = len(models) * len(x)
-    contenders = contenders_by_name(
-        {
-            "vmap": (plain_vmap(models, x), count),
-            "loop": (lambda: [model(x) for model in models], count),
-            "call": (parallel_call(models, x), count),
-        }
-    )
-    seen = f"{len(models)} members, {len(x)} images, width {bench.sizes.wide}, float32"
+    seen = f"{len(models)} members, {len(x)} images, width {sizes.wide}, float32"
     what = f"get_parallel_forward_pass_fn, {seen}"
     comparisons = [
         Comparison("vmap-fp32", f"plain vmap, {seen}", "vmap"),
+        Comparison(
+            "vmap-fp32-kept", "the same where freed memory is kept", "kept", "vmap", "x vmap"
+        ),
         Comparison("loop-fp32", f"a loop over modules, {seen}", "loop"),
         Comparison("call-vs-vmap", what, "call", "vmap", "x vmap", Target(2.5, 2.8)),
         Comparison("call-vs-loop", what, "call", "loop", "x loop", Target(goal=1.0)),
     ]
-    yield from bench.compared(contenders, comparisons)[0]
+    with plain_ways(len(models), sizes.wide, len(x)) as plain:
+        ways = {**plain, "kept": plain_vmap(models, x), "call": parallel_call(models, x)}
+        contenders = contenders_by_name({name: (way, count) for name, way in ways.items()})
+        yield from bench.compared(contenders, comparisons)[0]
 
 
 def _bfloat16(bench: Bench) -> Iterator[Row]:
-    models, x = members(bench), images(bench.sizes.batch)
+    sizes = bench.sizes
+    models, x = members(bench), images(sizes.batch)
     count = len(models) * len(x)
-    pure = yield from bench.pure("resnet", bench.sizes.wide, count)
-    contenders = [
-        Contender("vmap", plain_vmap(models, x), count),
-        stacked(models, x),
-        *pure,
-    ]
-    seen = f"{len(models)} members, {len(x)} images, width {bench.sizes.wide}"
+    pure = yield from bench.pure("resnet", sizes.wide, count)
+    seen = f"{len(models)} members, {len(x)} images, width {sizes.wide}"
     what = f"StackedPopulation in bfloat16, {seen}"
-    at = f"bf16-b{bench.sizes.batch}"
-    bound = "pure inference beside plain vmap in float32: more than that cannot be"
+    at = f"bf16-b{sizes.batch}"
+    bound = "pure inference beside plain vmap in float32"
     comparisons = [
         Comparison("bf16-vs-vmap", what, "stacked", "vmap", "x vmap", Target(9.0, 13.0)),
         Comparison("bf16-vs-vmap-bound", bound, "pure", "vmap", "x vmap"),
         Comparison(f"{at}-vs-pure", what, "stacked", "pure", "of pure", Target(0.78, 0.90)),
     ]
-    yield from bench.compared(contenders, comparisons)[0]
+    with plain_ways(len(models), sizes.wide, len(x)) as plain:
+        contenders = [Contender("vmap", plain["vmap"], count), stacked(models, x), *pure]
+        yield from bench.compared(contenders, comparisons)[0]
 
 
 def _large_batch(bench: Bench) -> Iterator[Row]:
@@ -106,7 +92,9 @@ def experiments(sizes: Sizes) -> list[Experiment]:
     """Return the experiments of this file."""
     at = f"bf16-b{sizes.batch}-vs-pure"
     return [
-        Experiment(("vmap-fp32", "loop-fp32", "call-vs-vmap", "call-vs-loop"), _call),
+        Experiment(
+            ("vmap-fp32", "vmap-fp32-kept", "loop-fp32", "call-vs-vmap", "call-vs-loop"), _call
+        ),
         Experiment(("bf16-vs-vmap", "bf16-vs-vmap-bound", at), _bfloat16),
         Experiment((f"bf16-b{sizes.large_batch}-vs-pure",), _large_batch),
     ]
