@@ -226,7 +226,7 @@ def transformer():
     return Transformer()
 
 
-@takes(6, words=11, engine="sequential", unknown="encoder.layers.0.norm1.weight")
+@takes(6, words=11)
 def transformer_of_time_first():
     return Transformer(batch_first=False)
 

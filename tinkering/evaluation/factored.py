@@ -148,9 +148,12 @@ class _Binder:
         member = None if build is None else build(node, self._name)
         if member is None:
             self._refuse(node, str(node.target))
-        if not self._placement(node, member.reads).is_first:
+        placement = self._placement(node, member.reads)
+        if placement.is_first:
+            return member.call
+        if not member.moves:
             self._refuse(node, f"{node.target} on images that are not along axis 0")
-        return member.call
+        return partial(_moved, member.call, placement)
 
     def _name(self, argument: Any) -> str | None:
         if not isinstance(argument, fx.Node):
@@ -187,6 +190,18 @@ def _shared(
     """Return what a layer makes that has no noise, and so is the same for every tile."""
     del tile
     return layer(x, residual, overwrite)
+
+
+def _moved(
+    call: Callable[..., Any],
+    placement: Placement,
+    tile: Tile,
+    x: Tensor,
+    *rest: Any,
+    **options: Any,
+) -> Any:
+    """Return what an operation makes of images along the first axis, back in their place."""
+    return placement.back(call(tile, placement.first(x, len(tile.rows)), *rest, **options))
 
 
 def _with_tile(call: Callable[..., Any], tile: Tile) -> Callable[..., Any]:

@@ -52,11 +52,12 @@ def checked(fitness: Fitness, logits: Tensor, labels: Tensor) -> Tensor:
             population would give every member the same fitness, and nothing would evolve.
     """
     result = fitness(logits, labels)
-    if result.shape != logits.shape[:1]:
+    shape = getattr(result, "shape", None)
+    if shape != logits.shape[:1]:
         raise ArgumentError(
             "fitness",
             f"a tensor of shape [members] = [{len(logits)}], one number a member",
-            f"a tensor of shape {list(result.shape)}",
+            f"a {type(result).__name__}" if shape is None else f"a tensor of shape {list(shape)}",
             "Average over the images of a member (dimension 1), not over the members.",
         )
     return result

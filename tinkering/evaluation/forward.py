@@ -2,45 +2,27 @@
 
 from __future__ import annotations
 
-import copy
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from tinkering.errors import ArgumentError, UnsupportedLayerError
-from tinkering.evaluation.batchnorm import (
-    Policy,
-    Reference,
-    norms_in_train_mode,
-    reference_statistics,
-    with_batch_statistics,
+from tinkering.evaluation.arguments import (
+    InDims,
+    Options,
+    check,
+    require_second_image,
+    with_reference,
 )
-from tinkering.evaluation.capture import draws_random_numbers, first_line
+from tinkering.evaluation.batchnorm import Policy, Reference, with_batch_statistics
+from tinkering.evaluation.capture import draws_random_numbers
 from tinkering.evaluation.engines import ENGINES, choose
 from tinkering.evaluation.finite import require_finite, require_finite_rest
-from tinkering.evaluation.fit import require_device, require_fit
 from tinkering.evaluation.fitness import Fitness, checked, negative_cross_entropy
 from tinkering.evaluation.graph import program
 from tinkering.evaluation.job import Job, Run
 from tinkering.evaluation.onednn import bfloat16_is_fast
 from tinkering.evaluation.plan import Plan, make_plan
-from tinkering.population import PerturbedPopulation, Population
-
-InDims = tuple[int | None, int | None]
-
-
-@dataclass(frozen=True)
-class _Options:
-    """The keyword arguments that `forward`, `evaluate` and `plan` have in common."""
-
-    in_dims: InDims
-    dtype: torch.dtype
-    engine: str
-    norm: Policy
-    randomness: str
-    memory: int | None
+from tinkering.population import Population
 
 
 @torch.no_grad()
@@ -86,7 +68,7 @@ def forward(
         >>> forward(model, population, torch.zeros(5, 8)).shape
         torch.Size([6, 5, 4])
     """
-    options = _Options(in_dims, dtype, engine, norm, randomness, memory)
+    options = Options(in_dims, dtype, engine, norm, randomness, memory)
     plan, run, _ = _planned(model, population, x, options, keeps_logits=True)
     return torch.cat([logits for _, logits in run(plan.tiles)])
 
@@ -133,7 +115,7 @@ def evaluate(
         >>> evaluate(model, population, x, y).shape
         torch.Size([6])
     """
-    options = _Options(in_dims, dtype, engine, norm, randomness, memory)
+    options = Options(in_dims, dtype, engine, norm, randomness, memory)
     plan, run, job = _planned(model, population, x, options, keeps_logits=False)
     labels = y.expand(len(population), -1) if job.shared and y.dim() == 1 else y
     if labels.shape != job.batches.shape[:2]:
@@ -169,7 +151,7 @@ def plan(
         >>> plan(model, population, torch.zeros(5, 8)).reason
         'members share a centre, so one pass serves many of them'
     """
-    options = _Options(in_dims, dtype, engine, norm, randomness, memory)
+    options = Options(in_dims, dtype, engine, norm, randomness, memory)
     return _planned(model, population, x, options, keeps_logits=True)[0]
 
 
@@ -186,13 +168,13 @@ def fastest_dtype() -> torch.dtype:
 
 
 def _planned(
-    model: nn.Module, population: Population, x: Tensor, options: _Options, keeps_logits: bool
+    model: nn.Module, population: Population, x: Tensor, options: Options, keeps_logits: bool
 ) -> tuple[Plan, Run, Job]:
     """Return the plan, the prepared engine and the job, after checking the arguments."""
-    _check(model, population, x, options)
+    check(model, population, x, options)
     structure = model
     if isinstance(options.norm, Reference):
-        population = _with_reference(model, population, options.norm)
+        population = with_reference(model, population, options.norm)
     elif options.norm == "batch":
         structure = with_batch_statistics(model)
     require_finite(population)
@@ -205,7 +187,7 @@ def _planned(
     except UnsupportedLayerError as error:
         not_captured = str(error.args[1])
     if batches.shape[1] == 1 and (steps is None or steps.captured.coupled):
-        _require_no_second_image(structure, batches[0])
+        require_second_image(structure, batches[0])
     random = draws_random_numbers(structure, steps.captured if steps else None)
     if random and options.randomness == "error":
         raise ArgumentError(
@@ -231,90 +213,3 @@ def _planned(
     else:
         name, reason, run = options.engine, "asked for", ENGINES[options.engine](job)
     return make_plan(job, name, reason, options.memory, keeps_logits), run, job
-
-
-def _with_reference(model: nn.Module, population: Population, norm: Reference) -> Population:
-    if not isinstance(population, PerturbedPopulation):
-        raise ArgumentError(
-            "norm",
-            '"running" or "batch" for members that share no centre',
-            "a Reference",
-            "Give each member buffers of its own: population.with_buffers.",
-        )
-    own = {name: value.detach() for name, value in model.named_parameters()}
-    if len(norm.images) < 2:
-        raise ArgumentError(
-            "norm", "a Reference to at least two images, for a variance", len(norm.images)
-        )
-    try:
-        statistics = reference_statistics(model, own | population.params, norm.images)
-    except (RuntimeError, ValueError, IndexError) as error:
-        raise ArgumentError(
-            "norm",
-            f"a Reference to images that {type(model).__name__} takes",
-            f"{list(norm.images.shape)} of {norm.images.dtype} ({first_line(error)})",
-        ) from error
-    return population.with_buffers(statistics)
-
-
-def _require_no_second_image(structure: nn.Module, x: Tensor) -> None:
-    """Refuse one image where a norm would take the variance of one number."""
-    try:
-        functional_call(copy.deepcopy(structure), {}, (x.clone(),))
-    except ValueError as error:
-        raise ArgumentError(
-            "x",
-            "at least two images a member, for norms that use the statistics of the batch",
-            f"one ({first_line(error)})",
-        ) from error
-
-
-def _check(model: nn.Module, population: Population, x: Tensor, options: _Options) -> None:
-    """Refuse arguments that cannot be used."""
-    if options.norm not in ("running", "batch") and not isinstance(options.norm, Reference):
-        raise ArgumentError("norm", '"running", "batch" or a Reference', _said(options.norm))
-    trained = norms_in_train_mode(model)
-    if trained and options.norm != "batch":
-        raise ArgumentError(
-            "model",
-            "BatchNorm layers in eval mode, because members cannot train the running statistics "
-            "of one module",
-            f"{trained[0]!r} in train mode",
-            'Call model.eval(), or pass norm="batch" for the statistics of each member\'s batch.',
-        )
-    if options.engine not in ("auto", *ENGINES):
-        raise ArgumentError("engine", f"one of auto, {', '.join(ENGINES)}", repr(options.engine))
-    if options.randomness not in ("error", "same", "different"):
-        raise ArgumentError(
-            "randomness", '"error", "same" or "different"', repr(options.randomness)
-        )
-    if options.dtype not in (torch.float32, torch.bfloat16):
-        raise ArgumentError("dtype", "torch.float32 or torch.bfloat16", options.dtype)
-    if options.memory is not None and options.memory < 1:
-        raise ArgumentError("memory", "a number of bytes, at least 1", options.memory)
-    if options.engine == "factored" and not isinstance(population, PerturbedPopulation):
-        raise ArgumentError(
-            "engine",
-            '"sequential" or "vmapped" for members that share no centre',
-            f'"factored" for a {type(population).__name__}',
-        )
-    if x.numel() == 0:
-        raise ArgumentError("x", "at least one image", list(x.shape))
-    if options.in_dims not in ((0, None), (0, 0)):
-        raise ArgumentError(
-            "in_dims",
-            "(0, None) for one batch shared by all members or (0, 0) for a batch each",
-            options.in_dims,
-        )
-    if options.in_dims == (0, 0) and (x.dim() < 2 or len(x) != len(population)):
-        raise ArgumentError(
-            "x", f"[members, batch, ...] with {len(population)} members", list(x.shape)
-        )
-    if not x.dim():
-        raise ArgumentError("x", "[batch, ...]", [])
-    require_fit(model, population)
-    require_device(population, x)
-
-
-def _said(value: object) -> str:
-    return repr(value) if value is None or isinstance(value, str) else f"a {type(value).__name__}"

@@ -30,6 +30,8 @@ class MemberNode:
     call: Callable[..., Any]
     reads: fx.Node
     """The argument that holds the images."""
+    moves: bool = False
+    """Whether images may be handed to it along the first axis, and moved back after."""
 
 
 def embedding(node: fx.Node, name: NameOf) -> MemberNode:
@@ -65,7 +67,7 @@ def layer_norm(node: fx.Node, name: NameOf) -> MemberNode:
         spread = (-1, *[1] * (x.dim() - 1 - len(shape)), *shape)
         return _scaled(tile, out, (weight, bias), names, spread)
 
-    return MemberNode(call, given["input"])
+    return MemberNode(call, given["input"], moves=True)
 
 
 def group_norm(node: fx.Node, name: NameOf) -> MemberNode:
