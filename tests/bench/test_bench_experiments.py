@@ -61,7 +61,7 @@ class TestSuite:
 
     def test_a_pattern_selects_experiments(self):
         assert [e.rows for e in selected(Sizes(), "call-vs-loop")] == [
-            ("vmap-fp32", "loop-fp32", "call-vs-vmap", "call-vs-loop")
+            ("vmap-fp32", "vmap-fp32-kept", "loop-fp32", "call-vs-vmap", "call-vs-loop")
         ]
         assert len(selected(Sizes(), "")) == len(suite(Sizes()))
 

@@ -251,14 +251,17 @@ class TestFitness:
         [
             (lambda logits, _: logits.mean(), []),
             (lambda logits, labels: F.cross_entropy(logits.flatten(0, 1), labels.flatten()), []),
-            (lambda logits, _: logits.mean(2), [6, 5]),
+            (lambda logits, _: logits.mean(2), ["members", 5]),
             (lambda logits, _: logits.mean((1, 2))[:1], [1]),
         ],
         ids=["mean", "cross-entropy", "a number an image", "one number in all"],
     )
     def test_that_is_not_a_number_a_member(self, fitness, shape):
+        # Fitness is computed of some members at a time.
+        members = plan(MODEL, population_of(MODEL), X).tiles.members
+        shape = [members if size == "members" else size for size in shape]
         assert message(fitness=fitness) == (
-            "fitness: needed a tensor of shape [members] = [6], one number a member, got a tensor "
-            f"of shape {shape}. Average over the images of a member (dimension 1), not over the "
+            f"fitness: needed a tensor of shape [members] = [{members}], one number a member, "
+            f"got a tensor of shape {shape}. Average over the images of a member (dimension 1), not over the "
             "members."
         )

@@ -63,6 +63,7 @@ def forward(
         UnsupportedLayerError: the engine that was asked for cannot evaluate the module.
 
     Example:
+        >>> from tinkering import PerturbedPopulation
         >>> model = nn.Linear(8, 4)
         >>> population = PerturbedPopulation(model, size=6, sigma=0.1)
         >>> forward(model, population, torch.zeros(5, 8)).shape
@@ -109,6 +110,7 @@ def evaluate(
         UnsupportedLayerError: as in `forward`.
 
     Example:
+        >>> from tinkering import PerturbedPopulation
         >>> model = nn.Linear(8, 4)
         >>> population = PerturbedPopulation(model, size=6, sigma=0.1)
         >>> x, y = torch.zeros(5, 8), torch.zeros(5, dtype=torch.long)
@@ -146,6 +148,7 @@ def plan(
     The arguments and the errors are those of `forward`.
 
     Example:
+        >>> from tinkering import PerturbedPopulation
         >>> model = nn.Sequential(nn.Linear(8, 4), nn.ReLU(), nn.Linear(4, 2))
         >>> population = PerturbedPopulation(model, size=6, sigma=0.1)
         >>> plan(model, population, torch.zeros(5, 8)).reason

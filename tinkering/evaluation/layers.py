@@ -61,14 +61,16 @@ def fold(step: Fused, values: Values, scaled: bool = True) -> Folded:
 def scaled_weight(weight: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
     """Return a weight times its outputs' scale, in the layout and dtype it is computed with.
 
-    For images that is channels-last, which packing reads several times faster.
+    For images that is channels-last, which packing reads several times faster; but not with
+    one channel, where convolutions are slow with it, and at times wrong.
 
     Args:
         weight: ``[out, in, ...]``.
         scale: ``[out]``.
         dtype: of the result.
     """
-    if weight.dim() == 4 and weight.is_contiguous() and folding.available(weight, dtype):
+    many = weight.dim() == 4 and weight.shape[1] > 1
+    if many and weight.is_contiguous() and folding.available(weight, dtype):
         return folding.folded(weight, scale, dtype)
     return (weight * scale.view(-1, *[1] * (weight.dim() - 1))).to(dtype)
 

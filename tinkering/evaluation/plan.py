@@ -81,7 +81,8 @@ def make_plan(job: Job, engine: str, reason: str, budget: int | None, keeps_logi
     each = 1 if engine == "sequential" else max(1, images // batch)
     if engine == "factored":
         each = max(each, sizes.members_a_draw())
-    threads = 1 if engine == "vmapped" or job.random else torch.get_num_threads()
+    alone = engine == "vmapped" or job.random or job.program is None
+    threads = 1 if alone else torch.get_num_threads()
     # A portion for every thread, as far as there are members.
     each = min(each, -(-members // threads))
     tiles = Tiles(each, images, min(threads, -(-members // each)))

@@ -28,7 +28,8 @@ def prepare(job: Job) -> Run:
         if job.random:
             logits = _one_by_one(job)
         elif program is None:
-            logits = map_in_order(partial(_unfused, job), members, tiles.threads)
+            # One at a time: a module is handed its member's weights for the time of a call.
+            logits = map(partial(_unfused, job), members)
         else:
             fused = partial(_fused, job, program, tiles.images)
             logits = map_in_order(fused, members, tiles.threads)
