@@ -262,6 +262,6 @@ class TestFitness:
         shape = [members if size == "members" else size for size in shape]
         assert message(fitness=fitness) == (
             f"fitness: needed a tensor of shape [members] = [{members}], one number a member, "
-            f"got a tensor of shape {shape}. Average over the images of a member (dimension 1), not over the "
-            "members."
+            f"got a tensor of shape {shape}. "
+            "Average over the images of a member (dimension 1), not over the members."
         )
