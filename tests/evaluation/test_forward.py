@@ -42,7 +42,7 @@ POLICIES = ["running", "batch", "reference"]
 SIZE, IMAGES = 4, 3
 
 both_in_dims = pytest.mark.parametrize("in_dims", [(0, None), (0, 0)], ids=str)
-engines = pytest.mark.parametrize("engine", NAMES)
+engines = pytest.mark.parametrize("engine", list(ENGINES))
 networks = pytest.mark.parametrize("build", NETWORKS, ids=lambda build: build.__name__)
 
 

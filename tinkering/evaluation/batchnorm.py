@@ -73,16 +73,23 @@ def norms_in_train_mode(model: nn.Module) -> list[str]:
 def with_batch_statistics(model: nn.Module) -> nn.Module:
     """Return a copy of the module whose BatchNorm layers use the batch they see, and keep nothing.
 
-    The copy is kept for the module: its structure counts, its values do not.
+    The copy is kept for the module: its structure and modes count, its values do not.
     """
-    if model not in _without_statistics:
+    kept = _without_statistics.get(model)
+    if kept is None or _kinds(kept) != _kinds(model):
         module = copy.deepcopy(model)
         for layer in module.modules():
             if isinstance(layer, nn.modules.batchnorm._BatchNorm):
                 layer.track_running_stats = False
                 layer.running_mean = layer.running_var = layer.num_batches_tracked = None
-        _without_statistics[model] = module
-    return _without_statistics[model]
+        _without_statistics[model] = kept = module
+    for layer, own in zip(kept.modules(), model.modules(), strict=True):
+        layer.training = own.training
+    return kept
+
+
+def _kinds(model: nn.Module) -> list[tuple[torch.dtype, torch.device]]:
+    return [(parameter.dtype, parameter.device) for parameter in model.parameters()]
 
 
 def norm_scales(model: nn.Module) -> set[str]:
@@ -127,13 +134,12 @@ def reference_statistics(
         raise ArgumentError("x", "at least two images, for a variance", len(x))
     if tile < 2:
         raise ArgumentError("tile", "at least two images, for a variance", tile)
-    module = copy.deepcopy(model).train()
+    module = copy.deepcopy(model).eval()
     for layer in module.modules():
         if isinstance(layer, nn.modules.batchnorm._BatchNorm):
+            layer.train()
             layer.reset_running_stats()
             layer.momentum = None  # PyTorch's word for a plain average over the calls
-        elif isinstance(layer, nn.modules.dropout._DropoutNd):
-            layer.eval()
     # Never a tile of one image, which has no variance.
     tiles = min(-(-len(x) // tile), len(x) // 2)
     for part in torch.tensor_split(x, tiles):

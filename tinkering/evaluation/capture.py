@@ -33,16 +33,22 @@ class Captured:
     """Whether the forward draws random numbers."""
 
     def values(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return the tensor behind every placeholder but the images'.
+        """Return the tensor behind every placeholder but the images', decimals as float32.
 
         Args:
             state: parameters and buffers by name.
         """
         names = self.parameters | self.buffers
-        return {**self.constants, **{key: state[name] for key, name in names.items()}}
+        values = {**self.constants, **{key: state[name] for key, name in names.items()}}
+        return {key: as_float32(value) for key, value in values.items()}
 
 
-_Kind = tuple[torch.dtype, tuple[int, ...], tuple[bool, ...]]
+def as_float32(value: Tensor) -> Tensor:
+    """Return decimal numbers as float32, which engines compute from, and others as they are."""
+    return value.float() if value.is_floating_point() else value
+
+
+_Kind = tuple[torch.dtype, torch.device, tuple[int, ...], tuple[bool, ...]]
 _captured: WeakKeyDictionary[nn.Module, dict[_Kind, Captured | str]] = WeakKeyDictionary()
 """The graph, or why there is none."""
 
@@ -71,7 +77,7 @@ def capture(model: nn.Module, x: Tensor) -> Captured:
     """
     programs = _captured.setdefault(model, {})
     modes = tuple(module.training for module in model.modules())
-    kind = (x.dtype, tuple(x.shape[1:]), modes)
+    kind = (x.dtype, x.device, tuple(x.shape[1:]), modes)
     if kind not in programs:
         coupled = _couples_images(model, x)
         try:
@@ -129,11 +135,11 @@ def _couples_images(model: nn.Module, x: Tensor) -> bool:
     elif torch.equal(images[0], images[1]):
         images[1] = 0
     # Copies: a norm that was left in train mode would write into the module's buffers.
-    buffers = {name: value.clone() for name, value in model.named_buffers()}
+    state = {name: value.clone() for name, value in model.named_buffers()} | _stirred(model)
     # Active dropout would leave the caller's generator elsewhere than a kept result does.
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         try:
-            together = functional_call(model, buffers, (images.clone(),))
+            together = functional_call(model, state, (images.clone(),))
         except (RuntimeError, ValueError, IndexError) as error:
             raise ArgumentError(
                 "x",
@@ -146,14 +152,30 @@ def _couples_images(model: nn.Module, x: Tensor) -> bool:
                 "a module that returns a tensor",
                 f"{type(model).__name__}, which returns a {type(together).__name__}",
             )
+        if not together.dim():
+            raise ArgumentError(
+                "model", "a module that returns [batch, ...]", "one that returns a single number"
+            )
         try:
-            alone = [functional_call(model, buffers, (images[i : i + 1].clone(),)) for i in (0, 1)]
+            alone = [functional_call(model, state, (images[i : i + 1].clone(),)) for i in (0, 1)]
         except ValueError:  # a norm that needs more than one value a channel
             return True
     if len(together) != 2:
         return True
     # Both: a running sum has an influence on those that come later alone.
     return not torch.allclose(together, torch.cat(alone), rtol=1e-3, atol=1e-4)
+
+
+def _stirred(model: nn.Module) -> dict[str, Tensor]:
+    """Return a module's parameters with some noise: a head of zeros would hide what is before."""
+    generator = torch.Generator().manual_seed(0)
+    stirred = {}
+    for name, parameter in model.named_parameters():
+        value = parameter.detach()
+        spread = 0.1 if value.dim() < 2 else 0.5 / max(1, value[0].numel()) ** 0.5
+        noise = torch.randn(value.shape, generator=generator, device="cpu") * spread
+        stirred[name] = value + noise.to(value)
+    return stirred
 
 
 def _export(model: nn.Module, x: Tensor, coupled: bool) -> Captured:
@@ -186,4 +208,13 @@ def _export(model: nn.Module, x: Tensor, coupled: bool) -> Captured:
     placeholders = [node.name for node in program.graph.nodes if node.op == "placeholder"]
     (images,) = (name for name in placeholders if name not in given)
     random = any(_is_random(node) for node in program.graph.nodes)
+    coupled = coupled or any(_has_batch_statistics(node) for node in program.graph.nodes)
     return Captured(program.graph, images, parameters, buffers, constants, coupled, random)
+
+
+def _has_batch_statistics(node: fx.Node) -> bool:
+    """Return whether a node is a batch norm that uses the batch it sees."""
+    if node.target is not torch.ops.aten.batch_norm.default:
+        return False
+    _, _, _, running_mean, _, training = node.args[:6]
+    return bool(training) or running_mean is None

@@ -47,7 +47,7 @@ def forward(
             ``[members, batch, ...]``, a batch for each, with ``(0, 0)``.
         in_dims: ``(0, None)`` or ``(0, 0)``, as in ``torch.vmap``.
         dtype: of the computation: float32 or bfloat16; `fastest_dtype` knows what pays here.
-            The layer that makes the logits is always float32.
+            Where layers are fused, the one whose result is the module's stays float32.
         engine: ``"factored"``, ``"sequential"``, ``"vmapped"``, or ``"auto"`` for the fastest
             that can do it; `plan` says which, and why.
         norm: which statistics BatchNorm layers use: ``"running"``, ``"batch"`` (each member's

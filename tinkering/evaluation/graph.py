@@ -20,7 +20,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, fx, nn
 
-from tinkering.evaluation.capture import Captured, capture
+from tinkering.evaluation.capture import Captured, as_float32, capture
 
 _aten = torch.ops.aten
 CONVOLUTIONS = (_aten.conv1d.default, _aten.conv2d.default, _aten.conv3d.default)
@@ -91,9 +91,8 @@ class Program:
         (output,) = (node for node in captured.graph.nodes if node.op == "output")
         self.output: fx.Node = output.args[0][0]
         self._released = self._last_uses()
-        self._writes_images = any(
-            _writes(node) and _memory(node).name == captured.images for node in self.plain
-        )
+        # Images and buffers are the caller's: a step that writes into one writes into a copy.
+        self._written = {_memory(node).name for node in self.plain if _writes(node)}
 
     @cached_property
     def fused(self) -> list[Fused]:
@@ -139,8 +138,8 @@ class Program:
                 called with the node's arguments.
         """
         calls = node_calls or {}
-        known: dict[str, Any] = dict(values)
-        known[self.captured.images] = images.clone() if self._writes_images else images
+        known: dict[str, Any] = {**values, self.captured.images: as_float32(images)}
+        known |= {name: known[name].clone() for name in self._written & known.keys()}
         for step, released in self.walk():
             if isinstance(step, Fused):
                 residual = None if step.residual is None else known[step.residual.name]

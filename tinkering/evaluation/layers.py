@@ -259,7 +259,7 @@ def affine(
         signs: ``[images]``: of each image's member.
         sigma: multiplies the noise.
     """
-    scale, shift = folded.scale, folded.shift
+    scale, shift = folded.scale.contiguous(), folded.shift.contiguous()
     if x.dim() == 4 and correction.available(x):
         x = x.contiguous(memory_format=torch.channels_last)
         if residual is not None:

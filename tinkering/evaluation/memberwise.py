@@ -93,7 +93,7 @@ class Correction:
         if residual is not None and overwrite:
             return residual
         size = (len(x), self._shape.outputs, *self._shape.result)
-        return torch.empty(size, dtype=x.dtype, memory_format=torch.channels_last)
+        return torch.empty(size, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
 
 
 def plain_correction(

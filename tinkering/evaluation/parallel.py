@@ -35,7 +35,9 @@ def parallel_forward(
     """
     if any(module.training for module in model.modules()):
         return None
-    if not _are_plain([x, *params_and_buffers[0].values(), *params_and_buffers[1].values()]):
+    stacked = {**params_and_buffers[0], **params_and_buffers[1]}
+    rest = [p for name, p in model.named_parameters() if name not in stacked]
+    if not _are_plain([x, *stacked.values(), *rest]):
         return None
     try:
         population = StackedPopulation(*params_and_buffers)
@@ -59,7 +61,10 @@ def parallel_forward(
         not_captured="",
         random=False,
     )
-    tiles = make_plan(job, "sequential", "explicit members", None, keeps_logits=True).tiles
+    try:
+        tiles = make_plan(job, "sequential", "explicit members", None, keeps_logits=True).tiles
+    except ArgumentError:  # no room for a tile; vmap has no budget
+        return None
     with torch.no_grad():
         return torch.cat([logits for _, logits in sequential.prepare(job)(tiles)])
 

@@ -75,9 +75,10 @@ def make_plan(job: Job, engine: str, reason: str, budget: int | None, keeps_logi
     budget = memory.default_budget() if budget is None else budget
     members, batch = job.batches.shape[:2]
     sizes = _Sizes(job, engine, keeps_logits)
-    whole = engine == "vmapped" or job.program is None or job.program.captured.coupled
+    whole = engine == "vmapped" or job.program is None or job.random
+    whole = whole or (job.program is not None and job.program.captured.coupled)
     images = sizes.images_in_cache()
-    images = max(images, batch) if whole or job.random else min(images, members * batch)
+    images = max(images, batch) if whole else min(images, members * batch)
     each = 1 if engine == "sequential" else max(1, images // batch)
     if engine == "factored":
         each = max(each, sizes.members_a_draw())

@@ -56,6 +56,8 @@ def _fused(job: Job, program: Program, images: int, index: int) -> Tensor:
 
 def _unfused(job: Job, index: int) -> Tensor:
     state = {name: narrowed(value, job.dtype) for name, value in job.state(index).items()}
+    # A forward that counts its calls, say, counts in a copy: members share buffers.
+    state |= {name: state[name].clone() for name, _ in job.model.named_buffers()}
     logits: Tensor = functional_call(job.model, state, (narrowed(job.batches[index], job.dtype),))
     return logits.float()
 

@@ -19,7 +19,7 @@ _KEPT = 256 << 20
 
 @cache
 def keep_freed_memory() -> bool:
-    """Ask the allocator to keep what is freed, up to 256 MiB; return whether it does.
+    """Ask the allocator to keep what is freed, up to 256 MiB a heap; return whether it does.
 
     It holds for the whole process, from the first evaluation on. Another allocator than
     glibc's, such as jemalloc, is left alone.

@@ -89,13 +89,12 @@ def _digest(code: bytes) -> bytes:
 
 def _folder() -> Path:
     """Return a folder to keep the library in: the user's cache, else one for this process."""
-    cache_home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    folder = Path(cache_home) / "tinkering"
     try:
+        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tinkering"
         folder.mkdir(parents=True, exist_ok=True)
         if os.access(folder, os.W_OK):
             return folder
-    except OSError:
+    except (OSError, RuntimeError):  # not writable, or a user without a home
         pass
     own = tempfile.mkdtemp(prefix="tinkering-")
     atexit.register(shutil.rmtree, own, ignore_errors=True)

@@ -36,9 +36,12 @@ def folded(weight: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
     if kernels is None:
         raise RuntimeError("ask available() first")
     outputs, channels, height, width = weight.shape
-    out = torch.empty(weight.shape, dtype=dtype, memory_format=torch.channels_last)
+    scale = scale.float().contiguous()
+    out = torch.empty(
+        weight.shape, dtype=dtype, device=weight.device, memory_format=torch.channels_last
+    )
     function = getattr(kernels, f"fold_{_NAMES[dtype]}")
-    pointers = (weight.data_ptr(), scale.contiguous().data_ptr(), out.data_ptr())
+    pointers = (weight.data_ptr(), scale.data_ptr(), out.data_ptr())
     sizes = (outputs, channels, height * width)
     function(*map(ctypes.c_void_p, pointers), *map(ctypes.c_int64, sizes))
     return out

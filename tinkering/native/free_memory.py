@@ -38,10 +38,12 @@ def _group() -> int:
     """Return what the control group has left, as containers have it."""
     try:
         limit = (_GROUP / "memory.max").read_text().strip()
-        used = (_GROUP / "memory.current").read_text().strip()
+        used = int((_GROUP / "memory.current").read_text())
+        details = dict(line.split() for line in (_GROUP / "memory.stat").read_text().splitlines())
     except OSError:
         return _UNKNOWN
-    return _UNKNOWN if limit == "max" else int(limit) - int(used)
+    # What was read from files is counted as used, and given back when it is needed.
+    return _UNKNOWN if limit == "max" else int(limit) - used + int(details["inactive_file"])
 
 
 def _address_space() -> int:

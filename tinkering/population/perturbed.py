@@ -158,11 +158,12 @@ class PerturbedPopulation:
 
     def draw(self) -> Draw:
         """Return the noise of these members; it is drawn now, and not kept."""
-        members = torch.arange(self.members.start, self.members.stop)
-        pairs, rows, signs = self.members, members - self.members.start, torch.ones(len(self))
+        members = torch.arange(self.members.start, self.members.stop, device="cpu")
+        pairs, rows = self.members, members - self.members.start
+        signs = torch.ones(len(self), dtype=torch.float32, device="cpu")
         if self.antithetic:
             pairs = range(self.members.start // 2, (self.members.stop + 1) // 2)
-            rows, signs = members // 2 - pairs.start, 1.0 - 2.0 * (members % 2)
+            rows, signs = members // 2 - pairs.start, (1 - 2 * (members % 2)).float()
         noise = {
             name: self.noise.draw(self.stream, name, centre.shape, pairs)
             for name, centre in self.params.items()
@@ -180,7 +181,12 @@ class PerturbedPopulation:
 
         Args:
             weights: ``[members]``.
+
+        Raises:
+            ArgumentError: (a ``ValueError``) the weights have another shape.
         """
+        if weights.shape != (len(self),):
+            raise ArgumentError("weights", f"a tensor of shape [{len(self)}]", list(weights.shape))
         total = {name: torch.zeros_like(centre) for name, centre in self.params.items()}
         for start in range(0, len(self), _MEMBERS_PER_DRAW):
             draw = self[start : start + _MEMBERS_PER_DRAW].draw()
