@@ -39,11 +39,18 @@ def _group() -> int:
     try:
         limit = (_GROUP / "memory.max").read_text().strip()
         used = int((_GROUP / "memory.current").read_text())
-        details = dict(line.split() for line in (_GROUP / "memory.stat").read_text().splitlines())
     except OSError:
         return _UNKNOWN
-    # What was read from files is counted as used, and given back when it is needed.
-    return _UNKNOWN if limit == "max" else int(limit) - used + int(details["inactive_file"])
+    return _UNKNOWN if limit == "max" else int(limit) - used + _file_cache()
+
+
+def _file_cache() -> int:
+    """Return what was read from files: it counts as used, and is given back when needed."""
+    try:
+        lines = (_GROUP / "memory.stat").read_text().splitlines()
+    except OSError:
+        return 0
+    return int(dict(line.split() for line in lines).get("inactive_file", 0))
 
 
 def _address_space() -> int:
