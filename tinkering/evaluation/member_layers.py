@@ -130,9 +130,9 @@ class MemberLayer:
         x = layer.enter(x)
         held = None if residual is None else layer.enter(residual)
         if self._after is None:
-            out = self._computed(tile, x, held, residual if overwrite else None)
+            out = self._computed(tile, x, held, overwrite)
         else:
-            out = self._computed(tile, x, None, None)
+            out = self._computed(tile, x, None, overwrite=False)
             noise = tile.vector(self._names.scale), tile.vector(self._names.shift)
             out = affine(
                 out, held, self._after, noise, self._relu, tile.rows, tile.signs, tile.sigma
@@ -140,24 +140,20 @@ class MemberLayer:
         out = layer.leave(out)
         return out if self._placement.is_first else self._placement.back(out)
 
-    def _computed(
-        self, tile: Tile, x: Tensor, residual: Tensor | None, free: Tensor | None
-    ) -> Tensor:
-        """Return the layer's result; `free` is the residual where it may be overwritten."""
+    def _computed(self, tile: Tile, x: Tensor, residual: Tensor | None, overwrite: bool) -> Tensor:
+        """Return the layer's result, perhaps in the residual's memory."""
         layer = self._layer
         if self._narrow is None or isinstance(layer, LinearLayer):
-            return layer.compute(x, self._added(tile, x, residual, free))
+            return layer.compute(x, self._added(tile, x, residual, overwrite))
         add = tile.once(self, lambda: self._correction(tile, layer.shape(x)))
-        overwrite = free is not None
         return self._narrow(x, residual, add, tile.rows, tile.signs, overwrite)
 
     def _added(
-        self, tile: Tile, x: Tensor, residual: Tensor | None, free: Tensor | None
+        self, tile: Tile, x: Tensor, residual: Tensor | None, overwrite: bool
     ) -> Tensor | None:
         """Return what members add and the residual, in memory of its own."""
         if self._names.weight is None and self._names.bias is None and not self._adds_shift:
-            shared = residual is not None and free is None
-            return residual.clone() if shared and residual is not None else residual
+            return residual if residual is None or overwrite else residual.clone()
         if isinstance(self._layer, LinearLayer):
             # Rows of features are an image of one line, whose channels lie side by side.
             pixels = x.reshape(len(x), 1, -1, x.shape[-1]).permute(0, 3, 1, 2)
@@ -170,7 +166,7 @@ class MemberLayer:
         layer = self._layer
         if layer.geometry.groups == 1 and x.dim() == 4:
             add = tile.once(self, lambda: self._correction(tile, layer.shape(x)))
-            return add(x, residual, tile.rows, tile.signs, overwrite=free is not None)
+            return add(x, residual, tile.rows, tile.signs, overwrite)
         return self._grouped(layer, tile, x, residual)
 
     def _correction(self, tile: Tile, shape: Shape) -> Correction:
@@ -225,23 +221,20 @@ class MemberNorm:
 
     def __init__(self, step: Fused, names: Names, values: Values, dtype: torch.dtype) -> None:
         self._names, self._relu, self._dtype = names, step.relu, dtype
-        self._unscaled = fold_norm(step.layer, values, scaled=False)
-        self._own = own_affine(step, values)
+        unscaled, own = fold_norm(step.layer, values, scaled=False), own_affine(step, values)
+        # scale_i (x inverse + offset) + shift_i, as one multiplication and one addition
+        self._inverse, self._offset = unscaled.scale, unscaled.shift
+        self._folded = Affine(own.scale * self._inverse, own.shift + own.scale * self._offset)
 
     def __call__(self, tile: Tile, x: Tensor, residual: Tensor | None, overwrite: bool) -> Tensor:
         """Return the norm's result for a tile, as `MemberLayer` does."""
         del overwrite
-        inverse, offset = self._unscaled.scale, self._unscaled.shift
         scale, shift = tile.vector(self._names.scale), tile.vector(self._names.shift)
-        # scale_i (x inverse + offset) + shift_i, as one multiplication and one addition
-        own = self._own
-        folded = Affine(own.scale * inverse, own.shift + own.scale * offset)
         if scale is not None:
-            shift = scale * offset if shift is None else shift + scale * offset
-            scale = scale * inverse
-        x = x.to(self._dtype)
-        noise = (scale, shift)
-        return affine(x, residual, folded, noise, self._relu, tile.rows, tile.signs, tile.sigma)
+            moved = scale * self._offset
+            scale, shift = scale * self._inverse, moved if shift is None else shift + moved
+        x, noise, relu = x.to(self._dtype), (scale, shift), self._relu
+        return affine(x, residual, self._folded, noise, relu, tile.rows, tile.signs, tile.sigma)
 
 
 def own_affine(step: Fused, values: Values) -> Affine:
