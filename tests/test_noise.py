@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from tinkering import noise
 from tinkering.errors import TinkeringError
 from tinkering.noise import (
     Dense,
@@ -40,7 +41,7 @@ shapes = pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 
 
 def draw(kind, shape=(6, 5), pairs=range(4), seed=0, generation=0, name="weight"):
-    return kind.draw(Stream(seed, generation), name, shape, pairs)
+    return noise.draw(kind, Stream(seed, generation), {name: shape}, pairs)[name]
 
 
 def product_of(factors):
@@ -247,8 +248,8 @@ class TestFactors:
         factors = draw(kind, shape, range(7))
         weights = torch.randn(7)
         expected = np.zeros(shape)
-        for weight, noise in zip(weights.numpy(), factors.dense().numpy(), strict=True):
-            expected = expected + np.float64(weight) * noise.astype(np.float64)
+        for weight, each in zip(weights.numpy(), factors.dense().numpy(), strict=True):
+            expected = expected + np.float64(weight) * each.astype(np.float64)
         result = factors.weighted_sum(weights)
         assert result.shape == shape
         np.testing.assert_allclose(result.numpy(), expected, rtol=1e-4, atol=1e-5)

@@ -12,10 +12,10 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from numpy.random import Philox
 
-from tinkering import noise
 from tinkering.errors import TinkeringError
 from tinkering.native import philox
 from tinkering.noise import Stream
+from tinkering.noise import stream as room
 
 WORD = 2**64
 EDGES = [0, WORD - 1, 2**63, 2**31, 2**63 + 2**31, 2**32 - 1]
@@ -40,7 +40,9 @@ def words_of(counter, key, count=4):
 
 def native_words(key, first, generation, blocks):
     """What the kernel makes, with a table that tells the sixteen bits of each number."""
-    numbers = philox.normals(key, first, generation, blocks, torch.arange(2.0**16))
+    seed, second = key
+    table = torch.arange(2.0**16)
+    numbers = philox.normals(seed, [second], [first], generation, [blocks], table)
     bits = numbers.view(-1, 4).to(torch.int64).tolist()
     return [sum(part << (16 * place) for place, part in enumerate(word)) for word in bits]
 
@@ -105,7 +107,7 @@ class TestWords:
         digest = hashlib.blake2b(name.encode(errors="ignore"), digest_size=8).digest()
         key = [seed, int.from_bytes(digest, "little")]
         name = name.encode(errors="ignore").decode()
-        words = Stream(seed, generation)._words(name, first_block=first, blocks=2)
+        words = Stream(seed, generation)._words(room._digest(name), first_block=first, blocks=2)
         expected = [
             word for block in (1, 2) for word in philox4x64([first + block, generation, 0, 0], key)
         ]
@@ -140,7 +142,7 @@ class TestBothPaths:
             assert Stream(0, 0).normals("w", range(2), 20).shape == (2, 20)
 
     def test_numpy_is_what_is_used_without_kernels(self):
-        with patch.object(noise, "_normals", wraps=noise._normals) as normals:
+        with patch.object(room, "_normals", wraps=room._normals) as normals:
             by_numpy(Stream(0, 0), "w", range(2), 20)
         assert normals.call_count == 1
 
@@ -148,7 +150,18 @@ class TestBothPaths:
     def test_the_order_of_bytes_does_not_matter(self, order):
         words = np.array([0x0003_0002_0001_0000, 0xFFFF_8000_0000_7FFF], np.uint64)
         places = torch.tensor([0, 1, 2, 3, 0x7FFF, 0, 0x8000, 0xFFFF])
-        assert torch.equal(noise._normals(words.astype(order)), noise._quantiles()[places])
+        assert torch.equal(room._normals(words.astype(order)), room._quantiles()[places])
+
+    @pytest.mark.parametrize("built", [True, False])
+    def test_several_parameters_at_once_are_each_by_itself(self, built):
+        stream, pairs = Stream(3, 4), range(5, 9)
+        counts = {"conv.weight": 40, "": 0, "conv.bias": 7, "head": 16}
+        with patch.object(philox, "library", philox.library if built else lambda: None):
+            numbers = stream.many(counts, pairs)
+            alone = {name: stream.normals(name, pairs, count) for name, count in counts.items()}
+            assert stream.many({}, pairs) == {}
+        assert list(numbers) == list(counts)
+        assert all(torch.equal(numbers[name], alone[name]) for name in counts)
 
     @pytest.mark.parametrize("ask", [Stream.normals, by_numpy])
     def test_an_address_keeps_its_numbers(self, ask):
@@ -161,7 +174,7 @@ class TestBothPaths:
             return Stream(index, 7).normals("weight", range(40), 2300)
 
         expected = [draw(index) for index in range(16)]
-        noise._quantiles.cache_clear()  # so that they race for it as well
+        room._quantiles.cache_clear()  # so that they race for it as well
         with ThreadPoolExecutor(8) as threads:
             results = list(threads.map(draw, range(16)))
         assert all(torch.equal(x, y) for x, y in zip(expected, results, strict=True))
@@ -244,6 +257,6 @@ class TestNumbers:
     @example([WORD - 1] * 8)
     @example([2**63 + 2**31] * 8)
     def test_no_word_gives_a_number_that_is_not_finite(self, words):
-        numbers = noise._normals(np.array(words, np.uint64))
+        numbers = room._normals(np.array(words, np.uint64))
         assert torch.isfinite(numbers).all()
         assert numbers.abs().max() < 4.4

@@ -27,9 +27,9 @@ if TYPE_CHECKING:
     from tinkering.models import SimpleResNet as SimpleResNet
     from tinkering.models import functional_forward_core as functional_forward_core
     from tinkering.models import get_parallel_forward_pass_fn as get_parallel_forward_pass_fn
-    from tinkering.noise import Dense as Dense
-    from tinkering.noise import LowRank as LowRank
-    from tinkering.noise import Separable as Separable
+    from tinkering.noise.kinds import Dense as Dense
+    from tinkering.noise.kinds import LowRank as LowRank
+    from tinkering.noise.kinds import Separable as Separable
     from tinkering.population.perturbed import PerturbedPopulation as PerturbedPopulation
     from tinkering.population.stacked import StackedPopulation as StackedPopulation
     from tinkering.runs.evolve import Limits as Limits
@@ -61,9 +61,9 @@ _ROOM_OF = {
     "SimpleResNet": "models",
     "functional_forward_core": "models",
     "get_parallel_forward_pass_fn": "models",
-    "Dense": "noise",
-    "LowRank": "noise",
-    "Separable": "noise",
+    "Dense": "noise.kinds",
+    "LowRank": "noise.kinds",
+    "Separable": "noise.kinds",
     "PerturbedPopulation": "population.perturbed",
     "StackedPopulation": "population.stacked",
     "Limits": "runs.evolve",

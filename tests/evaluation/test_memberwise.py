@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tinkering import noise as noises
 from tinkering.evaluation.memberwise import (
     Correction,
     embedding_noise,
@@ -77,9 +78,9 @@ def make_layer(sizes, kind, seed, dtype, with_shift=True, with_residual=True, pa
     stream, names = Stream(seed, 1), range(pairs)
     return Layer(
         Shape(channels, outputs, image, result, kernel, stride, padding, dilation),
-        kind and kind.draw(stream, "weight", (outputs, channels, *kernel), names),
+        kind and draw_one(kind, stream, "weight", (outputs, channels, *kernel), names),
         torch.rand(outputs, generator=g) + 0.5,
-        Dense().draw(stream, "bias", (outputs,), names).dense() if with_shift else None,
+        draw_one(Dense(), stream, "bias", (outputs,), names).dense() if with_shift else None,
         torch.rand(outputs, generator=g) + 0.5,
         channels_last(torch.randn(images, channels, *image, generator=g), dtype),
         channels_last(torch.randn(images, outputs, *result, generator=g), dtype)
@@ -95,6 +96,10 @@ def assert_right(result, layer, tolerance):
     assert result.shape == expected.shape
     scale = expected.abs().max().clamp(min=1e-3)
     assert ((result.double() - expected).abs().max() / scale).item() <= tolerance
+
+
+def draw_one(kind, stream, name, shape, pairs):
+    return noises.draw(kind, stream, {name: shape}, pairs)[name]
 
 
 def two(values):
@@ -216,7 +221,7 @@ ROWS, SIGNS = torch.tensor([2, 0, 0, 1]), torch.tensor([1.0, -1.0, 1.0, -1.0])
 class TestOfMembers:
     @pytest.mark.parametrize("shape", [(5,), (5, 4), (8, 6, 3, 3)])
     def test_is_the_noise_of_each_images_member(self, shape):
-        noise = LowRank().draw(Stream(1, 2), "p", shape, range(3))
+        noise = draw_one(LowRank(), Stream(1, 2), "p", shape, range(3))
         result = of_members(noise, ROWS, SIGNS, 0.5)
         for i in range(4):
             assert torch.equal(result[i], noise.dense()[ROWS[i]] * SIGNS[i] * 0.5)
@@ -226,7 +231,7 @@ class TestEmbeddingNoise:
     @pytest.mark.parametrize("kind", [Dense(), LowRank(1), LowRank(3), Separable(2)], ids=str)
     @pytest.mark.parametrize("shape", [(), (7,), (3, 2)])
     def test_equals_looking_up_in_each_members_table(self, kind, shape):
-        noise = kind.draw(Stream(4, 0), "table", (20, 12), range(3))
+        noise = draw_one(kind, Stream(4, 0), "table", (20, 12), range(3))
         indices = torch.randint(20, (4, *shape))
         result = embedding_noise(noise, indices, ROWS, SIGNS, 0.5)
         assert result.shape == (4, *shape, 12)
@@ -238,7 +243,8 @@ class TestEmbeddingNoise:
 def test_a_kind_of_its_own_shows_in_the_noise():
     """Else a wrong form could pass, because all kinds fell back to dense numbers."""
     shape = (16, 8, 3, 3)
-    drawn = [kind.draw(Stream(0, 0), "w", shape, range(2)) for kind in (KINDS[0], *KINDS[1::3])]
+    some = (KINDS[0], *KINDS[1::3])
+    drawn = [draw_one(kind, Stream(0, 0), "w", shape, range(2)) for kind in some]
     scale = torch.ones(16)
     forms = [layer_noise(noise, scale, None, scale) for noise in drawn]
     assert [form.right is None for form in forms] == [True, False, False]

@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from tinkering import noise as noises
 from tinkering.evaluation.forward import forward
 from tinkering.evaluation.memberwise import Correction, layer_noise
 from tinkering.evaluation.narrow import NarrowConv, is_narrow
@@ -49,7 +50,7 @@ class TestAgainstFloat32:
 
         weight = torch.randn(outputs, channels, *kernel).bfloat16().float()
         shift, scale = torch.randn(outputs), torch.rand(outputs)
-        noise = kind.draw(Stream(1, 2), "w", weight.shape, range(pairs))
+        noise = noises.draw(kind, Stream(1, 2), {"w": weight.shape}, range(pairs))["w"]
         shift_noise = torch.randn(pairs, outputs) if with_shift else None
         x = channels_last(images, channels, *size)
         geometry = ((stride, stride), padding, dilation)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from tinkering.errors import TinkeringError
-from tinkering.noise import Dense, LowRank, Stream
+from tinkering.noise import Dense, LowRank, Stream, draw
 from tinkering.population import PerturbedPopulation
 
 KINDS = [Dense(), LowRank(1), LowRank(2)]
@@ -28,7 +28,8 @@ def noise_of(population, member, name, shape):
     if population.antithetic:
         pair, sign = member // 2, (1.0, -1.0)[member % 2]
     stream = Stream(population.stream.seed, population.stream.generation)
-    return sign * population.noise.draw(stream, name, shape, range(pair, pair + 1)).dense()[0]
+    factors = draw(population.noise, stream, {name: shape}, range(pair, pair + 1))[name]
+    return sign * factors.dense()[0]
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=str)
@@ -92,15 +93,15 @@ class TestMembers:
     @pytest.mark.parametrize(("start", "stop"), [(0, 6), (1, 6), (1, 2), (2, 5), (5, 6)])
     def test_a_draw_has_each_members_noise(self, kind, antithetic, start, stop):
         population = self.make(kind, antithetic)
-        draw = population[start:stop].draw()
+        part = population[start:stop].draw()
         for name, centre in make_model().named_parameters():
-            drawn = draw.noise[name][draw.rows].scaled(draw.signs).dense()
+            drawn = part.noise[name][part.rows].scaled(part.signs).dense()
             for i, noise in enumerate(drawn, start):
                 expected = noise_of(population, i, name, centre.shape)
                 torch.testing.assert_close(noise, expected)
             # Drawn once for the two members of a pair.
             pairs = {i // 2 if antithetic else i for i in range(start, stop)}
-            assert len(draw.noise[name].dense()) == len(pairs)
+            assert len(part.noise[name].dense()) == len(pairs)
 
     @pytest.mark.parametrize(("start", "stop"), [(0, 6), (1, 6), (1, 2), (2, 5), (5, 6)])
     def test_weighted_noise_is_the_sum_over_members(self, kind, antithetic, start, stop):

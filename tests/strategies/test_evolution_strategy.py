@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tinkering.errors import TinkeringError
-from tinkering.noise import Dense, LowRank, Separable, Stream
+from tinkering.noise import Dense, LowRank, Separable, Stream, draw
 from tinkering.strategies.evolution_strategy import EvolutionStrategy
 
 KINDS = [Dense(), LowRank(1), LowRank(2), Separable(1)]
@@ -63,7 +63,7 @@ class TestEstimate:
         utilities = differences / np.sqrt((differences**2).mean())
         expected = np.zeros((8, 6))
         for pair, utility in enumerate(utilities):
-            noise = kind.draw(Stream(4, 0), "w", (8, 6), range(pair, pair + 1)).dense()[0]
+            noise = draw(kind, Stream(4, 0), {"w": (8, 6)}, range(pair, pair + 1))["w"].dense()[0]
             expected += utility * noise.double().numpy() / 5
         result = estimate(strategy, state, fitness)
         np.testing.assert_allclose(result, expected, rtol=1e-3, atol=1e-4)
@@ -122,7 +122,8 @@ def fitness_of_many(strategy, state, function):
     """As `fitness_of`, with the noise of all members drawn at once."""
     w = state.params["w"]
     pairs = strategy.population // 2
-    noise = strategy.noise.draw(Stream(strategy.seed, 0), "w", w.shape, range(pairs)).dense()
+    stream = Stream(strategy.seed, 0)
+    noise = draw(strategy.noise, stream, {"w": w.shape}, range(pairs))["w"].dense()
     members = [w + s * strategy.sigma * n for n in noise for s in (1, -1)]
     # In double precision: differences of small perturbations would drown in float32.
     return torch.stack([function(m) for m in members])
@@ -142,7 +143,7 @@ class TestSteps:
             fitness = fitness_of(strategy, state, function)
             differences = (fitness[0::2] - fitness[1::2]).double().numpy()
             utilities = differences / np.sqrt((differences**2).mean())
-            noise = LowRank(1).draw(Stream(2, step - 1), "w", (8, 6), range(4)).dense()
+            noise = draw(LowRank(1), Stream(2, step - 1), {"w": (8, 6)}, range(4))["w"].dense()
             gradient = -np.tensordot(utilities, noise.double().numpy(), 1) / 4
             mean = 0.8 * mean + 0.2 * gradient
             square = 0.95 * square + 0.05 * gradient**2

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from tinkering.errors import ArgumentError
-from tinkering.noise import Factors, LowRank, Noise, Stream, on_device
+from tinkering.noise import Factors, LowRank, Noise, Stream, draw, on_device
 from tinkering.population.member import ParamsAndBuffers, as_module, part_of
 
 _MEMBERS_PER_DRAW = 1024
@@ -134,10 +134,10 @@ class PerturbedPopulation:
             IndexError: there is no such member.
         """
         position = range(len(self))[index]  # an IndexError of Python's own, with its rules
-        draw = self[position : position + 1].draw()
-        scale = draw.signs * self.sigma
+        drawn = self[position : position + 1].draw()
+        scale = drawn.signs * self.sigma
         params = {
-            name: centre + draw.noise[name].scaled(scale).dense()[0].to(centre)
+            name: centre + drawn.noise[name].scaled(scale).dense()[0].to(centre)
             for name, centre in self.params.items()
         }
         return params, self.buffers
@@ -164,10 +164,8 @@ class PerturbedPopulation:
         if self.antithetic:
             pairs = range(self.members.start // 2, (self.members.stop + 1) // 2)
             rows, signs = members // 2 - pairs.start, (1 - 2 * (members % 2)).float()
-        noise = {
-            name: self.noise.draw(self.stream, name, centre.shape, pairs)
-            for name, centre in self.params.items()
-        }
+        shapes = {name: centre.shape for name, centre in self.params.items()}
+        noise = draw(self.noise, self.stream, shapes, pairs)
         device = next((centre.device for centre in self.params.values()), rows.device)
         if device != rows.device:  # the same numbers on every device: they come from the CPU
             noise = {name: on_device(factors, device) for name, factors in noise.items()}
@@ -189,9 +187,9 @@ class PerturbedPopulation:
             raise ArgumentError("weights", f"a tensor of shape [{len(self)}]", list(weights.shape))
         total = {name: torch.zeros_like(centre) for name, centre in self.params.items()}
         for start in range(0, len(self), _MEMBERS_PER_DRAW):
-            draw = self[start : start + _MEMBERS_PER_DRAW].draw()
-            signed = weights[start : start + _MEMBERS_PER_DRAW].to(draw.signs) * draw.signs
-            by_pair = signed.new_zeros(int(draw.rows[-1]) + 1).index_add_(0, draw.rows, signed)
-            for name, factors in draw.noise.items():
+            drawn = self[start : start + _MEMBERS_PER_DRAW].draw()
+            signed = weights[start : start + _MEMBERS_PER_DRAW].to(drawn.signs) * drawn.signs
+            by_pair = signed.new_zeros(int(drawn.rows[-1]) + 1).index_add_(0, drawn.rows, signed)
+            for name, factors in drawn.noise.items():
                 total[name] += factors.weighted_sum(by_pair)
         return total
