@@ -21,6 +21,9 @@ class TestRates:
     def test_the_best_has_the_highest_median(self):
         assert self.RATES.best(["theirs", "third"]) == "third"
 
+    def test_the_ranking_has_the_fastest_first(self):
+        assert self.RATES.ranked() == ["ours", "third", "theirs"]
+
 
 class TestCompare:
     def test_every_round_has_each_once_and_every_other_one_is_backwards(self):

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from tinkering.bench import peers
-from tinkering.bench.clock import Contender
+from tinkering.bench import experiment, peers
+from tinkering.bench.clock import Contender, Rates
 from tinkering.bench.experiment import Bench, Comparison, matches
 from tinkering.bench.judge import Target
 from tinkering.bench.networks import NETWORKS, images, network
@@ -24,6 +24,42 @@ from tinkering.evaluation.onednn import packed_convolutions_work
 @pytest.fixture
 def bench():
     return Bench(QUICK, rounds=1, shortest=0.0)
+
+
+def taken(rows):
+    """What a generator yields, and what it returns."""
+    found = []
+    while True:
+        try:
+            found.append(next(rows))
+        except StopIteration as stop:
+            return found, stop.value
+
+
+def given(monkeypatch, **rates):
+    """Have pure inference run at rates by way and tile, and return which ways were prepared."""
+    prepared = []
+
+    class Given(Pure):
+        def pack(self, count):
+            prepared.append(f"packed-{count}")
+            return prepared[-1]
+
+        def freeze(self, count):
+            prepared.append(f"frozen-{count}")
+            return prepared[-1]
+
+        def contender(self, name, count):
+            return Contender(f"pure:{name}", int, count)
+
+    def compare(contenders, *_):
+        names = [contender.name for contender in contenders]
+        parts = {name: name.split("-") for name in names}
+        return Rates({name: [float(rates[how][int(t)])] for name, (how, t) in parts.items()})
+
+    monkeypatch.setattr(experiment, "Pure", Given)
+    monkeypatch.setattr(experiment, "compare", compare)
+    return prepared
 
 
 @pytest.fixture
@@ -126,33 +162,45 @@ class TestPure:
             torch.testing.assert_close(packed(model, x)(x), model(x), rtol=1e-4, atol=1e-5)
 
     @pytest.mark.skipif(not packed_convolutions_work(torch.bfloat16), reason="no oneDNN bfloat16")
+    @pytest.mark.usefixtures("threads")
     def test_every_way_runs_as_many_images_as_it_says(self):
+        torch.set_num_threads(2)
         model = network("resnet", 2)
         before = copy.deepcopy(model.state_dict())
-        pure = Pure(model, torch.bfloat16, (4, 8), compiled=False)
-        assert pure.names == ("eager-4", "packed-4", "eager-8", "packed-8")
-        contenders = [pure.contender(name, 9) for name in pure.names]
-        assert [contender.images for contender in contenders] == [12, 12, 16, 16]
+        pure = Pure(model, torch.bfloat16, compiled=False)
+        names = [prepare(tile) for tile in (4, 8) for prepare in (pure.freeze, pure.pack)]
+        assert names == ["eager-4", "packed-4", "eager-8", "packed-8"]
+        contenders = [pure.contender(name, 9) for name in names]
+        # A thread has as many tiles of its own as the other: four of 4 and two of 8.
+        assert [contender.images for contender in contenders] == [12, 16, 16, 16]
         with torch.no_grad():
             for contender in contenders:
                 contender.run()
         assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
+    @pytest.mark.usefixtures("threads")
     def test_its_rows_come_once(self, bench):
-        def take(rows):
-            found = []
-            while True:
-                try:
-                    found.append(next(rows))
-                except StopIteration as stop:
-                    return found, stop.value
-
-        rows, ways = take(bench.pure("vgg", 2, 40))
-        assert [row.name for row in rows] == ["pure-vgg-w2-eager-32", "pure-vgg-w2-packed-32"]
+        torch.set_num_threads(1)
+        rows, ways = taken(bench.pure("vgg", 2, 40))
+        assert [row.name for row in rows] == ["pure-vgg-w2-packed-32", "pure-vgg-w2-eager-32"]
         assert [row.note for row in rows].count("fastest") == 1
-        assert ways
-        assert {way.images for way in ways} == {64}
-        assert take(bench.pure("vgg", 2, 40))[0] == []
+        assert [way.images for way in ways] == [64, 64]
+        assert taken(bench.pure("vgg", 2, 40))[0] == []
+
+    def test_the_two_fastest_of_the_two_best_tiles_are_kept(self, bench, monkeypatch):
+        prepared = given(monkeypatch, packed={4: 10, 8: 30, 16: 20}, frozen={4: 99, 8: 5, 16: 25})
+        some = replace(bench, sizes=replace(QUICK, tiles=(4, 8, 16)))
+        rows, ways = taken(some.pure("vgg", 2, 40))
+        assert prepared == ["packed-4", "packed-8", "packed-16", "frozen-8", "frozen-16"]
+        assert [row.name.removeprefix("pure-vgg-w2-") for row in rows] == [
+            *("packed-8", "packed-16", "frozen-8", "frozen-16")
+        ]
+        assert [way.name for way in ways] == ["pure:packed-8", "pure:frozen-16"]
+
+    def test_beside_others_it_runs_for_three_seconds_at_most(self, bench, monkeypatch):
+        given(monkeypatch, packed={32: 10}, frozen={32: 20})
+        assert [way.images for way in taken(bench.pure("vgg", 2, 50))[1]] == [50, 50]
+        assert [way.images for way in taken(bench.pure("vgg", 2, 500))[1]] == [60, 60]
 
 
 class TestFrozen:

@@ -47,6 +47,10 @@ class Rates:
         """Return which of some contenders is the fastest."""
         return max(names, key=self.median)
 
+    def ranked(self) -> list[str]:
+        """Return the contenders, the fastest first."""
+        return sorted(self.readings, key=self.median, reverse=True)
+
     def ratio(self, name: str, to: str) -> float:
         """Return how many times as fast as another a contender is.
 

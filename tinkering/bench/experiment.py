@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 
 import torch
@@ -16,8 +17,10 @@ from tinkering.bench.settings import Sizes
 
 DTYPE = torch.bfloat16
 """Of pure inference, and of what is compared with it."""
-_NEAR = 0.95
-"""Of the fastest way's rate: slower ways of pure inference are measured no more, but for one."""
+_KEPT = 2
+"""Sizes of tiles that pure inference is compiled for, and ways of it that run beside others."""
+_LONG_ENOUGH = 3.0
+"""Seconds that a reading of pure inference takes at most: its rate is known by then."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +53,8 @@ class Bench:
     rounds: int = 5
     pattern: str = ""
     shortest: float = 0.2
-    _pure: dict[tuple[str, int], tuple[Pure, list[str]]] = field(default_factory=dict)
+    _pure: dict[tuple[str, int], tuple[Pure, list[str], int]] = field(default_factory=dict)
+    """By network and width: the ways, the names of the fastest, and the images that suffice."""
 
     def wants(self, name: str) -> bool:
         """Return whether a row was asked for."""
@@ -77,30 +81,35 @@ class Bench:
         Args:
             name: of the network.
             width: of the network.
-            count: images that a contender evaluates, at least.
+            count: images that a contender evaluates, or fewer where they take long.
         """
         key = (name, width)
         if key not in self._pure:
-            sizes = self.sizes
-            pure = Pure(network(name, width), DTYPE, sizes.tiles, sizes.compiled)
-            contenders = [pure.contender(way, max(sizes.tiles)) for way in pure.names]
-            rates = compare(contenders, self.rounds, self.shortest)
-            names = sorted((one.name for one in contenders), key=rates.median, reverse=True)
-            fastest = rates.median(names[0])
-            near = [name for name in names if rates.median(name) >= _NEAR * fastest]
-            kept = near if len(near) > 1 else names[:2]  # the first may have been lucky
-            self._pure[key] = (pure, [name.removeprefix("pure:") for name in kept])
-            for way, contender in zip(pure.names, contenders, strict=True):
+            pure = Pure(network(name, width), DTYPE, self.sizes.compiled)
+            tiles = {pure.pack(tile): tile for tile in self.sizes.tiles}
+            # What suits one way suits the other: tiles that the caches hold, and are long enough.
+            best = self._survey(pure, list(tiles)).ranked()[:_KEPT]
+            rates = self._survey(pure, [*best, *(pure.freeze(tiles[way]) for way in best)])
+            kept = rates.ranked()[:_KEPT]  # the first may have been lucky
+            enough = math.ceil(_LONG_ENOUGH * rates.median(kept[0]))
+            self._pure[key] = (pure, kept, enough)
+            for way, readings in rates.readings.items():
                 how, tile = way.split("-")
                 yield Row(
                     f"{pure_name(name, width)}-{way}",
                     f"pure inference, {name} of width {width}, {how}, tiles of {tile}",
-                    Figure(rates.median(contender.name), "img/s"),
-                    note="fastest" if rates.median(contender.name) == fastest else "",
-                    readings=tuple(rates.readings[contender.name]),
+                    Figure(rates.median(way), "img/s"),
+                    note="fastest" if way == kept[0] else "",
+                    readings=tuple(readings),
                 )
-        pure, ways = self._pure[key]
-        return tuple(pure.contender(way, count) for way in ways)
+        pure, kept, enough = self._pure[key]
+        return tuple(pure.contender(way, min(count, enough)) for way in kept)
+
+    def _survey(self, pure: Pure, ways: Sequence[str]) -> Rates:
+        """Return the rates of some ways by their names."""
+        most = max(self.sizes.tiles)
+        contenders = [replace(pure.contender(way, most), name=way) for way in ways]
+        return compare(contenders, self.rounds, self.shortest)
 
 
 @dataclass(frozen=True)

@@ -74,7 +74,7 @@ class Row:
     target: Target = field(default_factory=Target)
     note: str = ""
     readings: tuple[float, ...] = ()
-    """What was measured in each round, in the unit of `measured`."""
+    """What was measured in each round."""
 
     @property
     def verdict(self) -> str:

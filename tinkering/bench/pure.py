@@ -2,12 +2,12 @@
 
 No population can be cheaper than its images through a single network whose norms are
 folded, whose weights are packed, and which is handed tiles of the size it likes best. So
-this is what evaluation is measured by. Two ways are tried at several tile sizes, and the
-faster one counts:
+this is what evaluation is measured by. Two ways are tried, and the faster one counts:
 
+- packed: this library's fused layers on one state, a tile a thread; in tiles of several sizes.
 - frozen: PyTorch's compiler, told that weights are constants; where there is no compiler,
-  the module itself.
-- packed: this library's fused layers on one state, a tile a thread.
+  the module itself. It compiles for one size of tiles, and that takes seconds, so it is
+  tried in the sizes that are told.
 """
 
 from __future__ import annotations
@@ -88,33 +88,45 @@ class Pure:
     Args:
         model: the network, in eval mode and float32.
         dtype: of the computation.
-        tiles: images at a time.
         compiled: whether to try PyTorch's compiler; without it, the module itself is run.
     """
 
-    def __init__(
-        self, model: nn.Module, dtype: torch.dtype, tiles: tuple[int, ...], compiled: bool
-    ) -> None:
+    def __init__(self, model: nn.Module, dtype: torch.dtype, compiled: bool) -> None:
+        self._model = model
+        self._dtype = dtype
+        self._compiled = compiled
         narrow: nn.Module = copy.deepcopy(model)
-        narrow = narrow.to(dtype=dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._narrow: nn.Module = narrow.to(  # type: ignore[call-overload]
+            dtype=dtype, memory_format=torch.channels_last
+        )
         self._ways: dict[str, tuple[Tensor, _Forward, bool]] = {}
-        for count in tiles:
-            tile = images(count).to(dtype=dtype, memory_format=torch.channels_last)
-            forward, how = frozen(narrow, tile) if compiled else (narrow, "eager")
-            self._ways[f"{how}-{count}"] = (tile, forward, False)
-            self._ways[f"packed-{count}"] = (tile, packed(model, tile), True)
 
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The ways, such as ``"frozen-128"``: how, and the tile."""
-        return tuple(self._ways)
+    def pack(self, count: int) -> str:
+        """Prepare the packed way for tiles of `count` images; return its name: "packed-128"."""
+        name, tile = f"packed-{count}", self._tile(count)
+        self._ways[name] = (tile, packed(self._model, tile), True)
+        return name
+
+    def freeze(self, count: int) -> str:
+        """Likewise for the frozen way: "frozen-128", or "eager-128" without a compiler."""
+        tile = self._tile(count)
+        forward, how = frozen(self._narrow, tile) if self._compiled else (self._narrow, "eager")
+        name = f"{how}-{count}"
+        self._ways[name] = (tile, forward, False)
+        return name
 
     def contender(self, name: str, count: int) -> Contender:
-        """Return one of the ways, on at least `count` images."""
+        """Return a way that was prepared, on at least `count` images."""
         tile, forward, side_by_side = self._ways[name]
         tiles = -(-count // len(tile))
+        if side_by_side:  # as many for every thread: one that waits for another would count
+            threads = torch.get_num_threads()
+            tiles = -(-tiles // threads) * threads
         run = partial(_side_by_side if side_by_side else _in_turn, forward, tile, tiles)
         return Contender(f"pure:{name}", run, tiles * len(tile))
+
+    def _tile(self, count: int) -> Tensor:
+        return images(count).to(dtype=self._dtype, memory_format=torch.channels_last)
 
 
 def _in_turn(forward: _Forward, tile: Tensor, tiles: int) -> None:

@@ -35,7 +35,7 @@ _MET = {"goal": "goal met", "must": "must met", "missed": "missed"}
 
 @dataclass(frozen=True)
 class Bench:
-    """Measure evaluation beside plain vmap, pure inference and peers; about half an hour."""
+    """Measure evaluation beside plain vmap, pure inference and peers; a quarter of an hour."""
 
     rows: Annotated[str, tyro.conf.arg(metavar="PATTERN")] = ""
     """Only rows with this in their name, or with one of several between commas; * and ? are as
