@@ -86,6 +86,8 @@ class TestRecords:
                 "seconds": 2.0 * g,
                 "fitness_mean": 2.0,
                 "fitness_best": 3.0,
+                "fitness_low": 1.0,
+                "fitness_high": 3.0,
                 **({"test_accuracy": 0.03, "test_loss": -3.0} if g == 3 else {}),
             }
             for g in (1, 2, 3)
@@ -115,6 +117,13 @@ class TestRecords:
     def test_what_is_not_finite_does_not_hide_the_rest(self, clock, fitness, mean, best):
         _, records, _ = run(clock, Limits(generations=1), fitness=fitness)
         assert (records[0]["fitness_mean"], records[0]["fitness_best"]) == (mean, best)
+
+    def test_tell_how_far_most_members_spread(self, clock):
+        fitness = (*range(100, -1, -1), math.nan, math.inf, -math.inf)
+        _, records, _ = run(clock, Limits(generations=1), fitness=[float(f) for f in fitness])
+        assert (records[0]["fitness_low"], records[0]["fitness_high"]) == (10.0, 90.0)
+        _, records, _ = run(clock, Limits(generations=1), fitness=(math.nan,))
+        assert records[0]["fitness_low"] == records[0]["fitness_high"] == -math.inf
 
     def test_reach_the_callbacks_in_order(self, clock):
         calls = []

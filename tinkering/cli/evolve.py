@@ -8,7 +8,8 @@ import re
 import shutil
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -20,16 +21,24 @@ from rich.console import Console
 
 import tinkering
 from tinkering import data
-from tinkering.cli import network
+from tinkering.cli import network, reproduce
 from tinkering.cli.display import RunDisplay
-from tinkering.data import Dataset
+from tinkering.data import Dataset, Split
 from tinkering.errors import ArgumentError
 from tinkering.evaluation.batchnorm import norm_scales
 from tinkering.evaluation.classification import Classification
 from tinkering.evaluation.forward import fastest_dtype
+from tinkering.evaluation.predictions import predict_split
 from tinkering.noise import LowRank
 from tinkering.runs import folder, report
+from tinkering.runs.events import EventFile
 from tinkering.runs.evolve import Limits, Outcome, Record, evolve
+from tinkering.runs.predictions import (
+    PREDICTIONS,
+    Predictions,
+    gravest_mistakes,
+    save_predictions,
+)
 from tinkering.strategies.evolution_strategy import EvolutionState, EvolutionStrategy
 
 DEFAULT_SECONDS = 120.0
@@ -73,6 +82,9 @@ class Evolve:
     """Numbers in the members' convolutions; auto is bfloat16 on a processor with AMX."""
     out: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None
     """The run folder, new or empty; runs/DATA-wWIDTH-sSEED-TIME by default."""
+    tensorboard: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Write TensorBoard's event files into the run folder as well; needs
+    tinkering[tensorboard]."""
 
     def run(self, console: Console) -> int:
         """Evolve with a progress bar, and leave a run folder."""
@@ -85,6 +97,7 @@ class Evolve:
         settings = self._settings(dataset, limits)
         model = network.initialise(settings["network"], self.seed)
         out = Path(settings["out"])
+        events = EventFile(out) if self.tensorboard else None
         folder.create(out)
         folder.write_json(out / folder.CONFIG, settings)
 
@@ -99,15 +112,21 @@ class Evolve:
             f"{self.population:,} members; {settings['threads']} threads, {settings['dtype']}",
             soft_wrap=True,
         )
-        with RunDisplay(console, limits) as display:
+        with ExitStack() as stack:
+            display = stack.enter_context(RunDisplay(console, limits))
             callbacks: list[Callable[[Record], None]] = [
                 partial(folder.append_line, out / folder.METRICS),
                 display.show,
             ]
+            if events is not None:
+                callbacks.append(stack.enter_context(events).write)
             outcome = evolve(strategy, strategy.init(evolving), task, limits, callbacks)
         centre = strategy.centre(outcome.state)
         tensors = {**model.state_dict(), **centre, **task.buffers(centre)}
-        return _finish(console, out, outcome, tensors)
+        _save(out, outcome, tensors)
+        said = predict_split(model, centre, task.buffers(centre), dataset.test)
+        save_predictions(out / PREDICTIONS, _kept(dataset.test, *said))
+        return _finish(console, out, outcome)
 
     def _strategy(self) -> EvolutionStrategy:
         return EvolutionStrategy(
@@ -133,12 +152,17 @@ class Evolve:
         """Return what ``config.json`` holds: the flags, and what they came to."""
         name = f"{dataset.name}-w{self.width}-s{self.seed}-{time.strftime('%Y%m%d-%H%M%S')}"
         dtype = str(fastest_dtype()) if self.dtype == "auto" else self.dtype
-        return {
+        flags = {
             **asdict(self),
             "out": str(self.out or Path("runs", re.sub(r"[^\w.-]+", "-", name))),
             "seconds": limits.seconds,
             "dtype": dtype.removeprefix("torch."),
             "threads": torch.get_num_threads(),
+        }
+        return {
+            **flags,
+            "command": reproduce.command(flags),
+            "classes": dataset.classes,
             "network": {
                 "blocks": self.blocks,
                 "width": self.width,
@@ -153,10 +177,8 @@ class Evolve:
         }
 
 
-def _finish(
-    console: Console, out: Path, outcome: Outcome[EvolutionState], tensors: Mapping[str, Any]
-) -> int:
-    """Write what the run came to, print it, and return the exit code."""
+def _save(out: Path, outcome: Outcome[EvolutionState], tensors: dict[str, torch.Tensor]) -> None:
+    """Write the network, and what the run came to."""
     folder.save_model(out / folder.MODEL, tensors)
     folder.write_json(
         out / folder.SUMMARY,
@@ -168,14 +190,31 @@ def _finish(
             "outcome": outcome.reason,
         },
     )
-    if outcome.generations:
-        report.draw_curves(out)
+
+
+def _kept(test: Split, classes: torch.Tensor, confidence: torch.Tensor) -> Predictions:
+    """Return what the report needs of the predictions."""
+    labels, predicted = test.labels.numpy(), classes.numpy()
+    mistakes = gravest_mistakes(labels, predicted, confidence.numpy())
+    return Predictions(
+        labels=labels.astype("int32"),
+        predicted=predicted.astype("int32"),
+        confidence=confidence.numpy(),
+        mistakes=mistakes,
+        images=test.pixels.numpy()[mistakes],
+    )
+
+
+def _finish(console: Console, out: Path, outcome: Outcome[EvolutionState]) -> int:
+    """Draw the report, print what the run came to, and return the exit code."""
+    page = report.write_report(out)
     console.print(
         f"{_ENDINGS[outcome.reason]} after {outcome.generations:,} generations, "
         f"{outcome.evaluations:,} model-images, {outcome.seconds:.0f} s: "
         f"test accuracy {100 * outcome.measured['test_accuracy']:.2f} %, "
         f"test loss {outcome.measured['test_loss']:.4f}\n"
         f"run folder: {out}\n"
+        f"report: {page}\n"
         f"next: {_command()} evaluate {out}",
         soft_wrap=True,
     )

@@ -13,11 +13,13 @@ from tinkering.cli.bench import Bench
 from tinkering.cli.data import Data
 from tinkering.cli.evaluate import Evaluate
 from tinkering.cli.evolve import Evolve
+from tinkering.cli.report import Report
 from tinkering.errors import TinkeringError
 
 Command = (
     Annotated[Evolve, tyro.conf.subcommand("evolve")]
     | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
+    | Annotated[Report, tyro.conf.subcommand("report")]
     | Annotated[Data, tyro.conf.subcommand("data")]
     | Annotated[Bench, tyro.conf.subcommand("bench")]
 )
@@ -33,7 +35,7 @@ def main(args: Sequence[str] | None = None) -> int:
         args: the words after ``tinkering``; those of the process by default.
     """
     words = sys.argv[1:] if args is None else args
-    command: Evolve | Evaluate | Data | Bench = tyro.cli(
+    command: Evolve | Evaluate | Report | Data | Bench = tyro.cli(
         Command,
         prog="tinkering",
         description="Evaluate and evolve populations of neural networks.",

@@ -112,7 +112,8 @@ def evolve(
         limits: when to end.
         callbacks: called with the record of each generation, in order: ``generation``
             (1 is the first), ``evaluations``, ``seconds``, ``fitness_mean``,
-            ``fitness_best``, and the held-out figures where they were measured.
+            ``fitness_best``, ``fitness_low`` and ``fitness_high`` (the 10 % and 90 %
+            quantiles), and the held-out figures where they were measured.
     """
     start = time.monotonic()
     generation = evaluations = 0
@@ -157,8 +158,20 @@ def _why_end(limits: Limits, interrupt: Interrupt, seconds: float, generation: i
 
 
 def _summary(fitness: Tensor) -> Record:
-    """Return mean and best of the finite fitness; a NaN must not hide how the rest fare."""
+    """Return mean, best and spread of the finite fitness; a NaN must not hide how the rest fare.
+
+    ``fitness_low`` and ``fitness_high`` are the 10 % and 90 % quantiles (nearest rank).
+    """
     finite = fitness[torch.isfinite(fitness)]
     if not len(finite):
-        return {"fitness_mean": float("-inf"), "fitness_best": float("-inf")}
-    return {"fitness_mean": finite.mean().item(), "fitness_best": finite.max().item()}
+        names = ("fitness_mean", "fitness_best", "fitness_low", "fitness_high")
+        return dict.fromkeys(names, float("-inf"))
+    # Sorted, since torch.quantile takes no more than 2**24 numbers.
+    ordered = finite.sort().values
+    last = len(ordered) - 1
+    return {
+        "fitness_mean": finite.mean().item(),
+        "fitness_best": ordered[last].item(),
+        "fitness_low": ordered[round(0.1 * last)].item(),
+        "fitness_high": ordered[round(0.9 * last)].item(),
+    }

@@ -1,10 +1,11 @@
 """The run folder: what a run leaves on disk.
 
-config.json         the settings, enough to repeat the run
-metrics.jsonl       a JSON object a generation
-model.safetensors   the centre, parameters and buffers
-summary.json        what the run came to
-curves.png          a picture of metrics.jsonl
+config.json               the settings, enough to repeat the run
+metrics.jsonl             a JSON object a generation
+model.safetensors         the centre, parameters and buffers
+summary.json              what the run came to
+predictions.safetensors   what the centre said of the held-out images
+report.html, *.png        the pictures of all that
 """
 
 from __future__ import annotations
@@ -84,14 +85,22 @@ def read_json(path: Path) -> dict[str, Any]:
     return values
 
 
-def read_metrics(path: Path) -> list[dict[str, Any]]:
+def read_metrics(path: Path, *, unfinished: bool = False) -> list[dict[str, Any]]:
     """Return the records of ``metrics.jsonl``, in the order of generations.
+
+    Args:
+        path: the file.
+        unfinished: leave out a last line without its end, as a run may be writing it just
+            now, or was when it was cut off.
 
     Raises:
         RunFolderError: the file is missing, or a line is not a JSON object.
     """
     try:
-        records = [json.loads(line) for line in path.read_text().splitlines()]
+        text = path.read_text()
+        if unfinished:
+            text = text[: text.rfind("\n") + 1]
+        records = [json.loads(line) for line in text.splitlines()]
     except OSError as error:
         raise RunFolderError(
             path, "a file of a run folder", error.strerror or str(error), "Is this a run folder?"

@@ -1,0 +1,29 @@
+"""The command that repeats a run, from its settings."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from typing import Any
+
+_ONLY_ITS_OWN = ("out", "tensorboard")
+"""Flags that say where a run writes, and change nothing about it."""
+
+
+def command(flags: Mapping[str, Any]) -> str:
+    """Return ``tinkering evolve`` with every flag spelt out, so that defaults may change.
+
+    Args:
+        flags: the fields of `Evolve` and what each came to; None is a flag not given.
+
+    Example:
+        >>> command({"data": "idx:my digits", "blocks": (1, 1), "threads": None, "out": "runs/a"})
+        "tinkering evolve --data 'idx:my digits' --blocks 1 1"
+    """
+    words = ["tinkering", "evolve"]
+    for name, value in flags.items():
+        if value is None or name in _ONLY_ITS_OWN:
+            continue
+        words.append(f"--{name.replace('_', '-')}")
+        words += [str(part) for part in (value if isinstance(value, list | tuple) else [value])]
+    return shlex.join(words)
