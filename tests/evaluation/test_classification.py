@@ -40,16 +40,21 @@ def label_of(logits, labels):  # noqa: ARG001
 
 
 class TestFitness:
-    def test_equals_a_loop_over_members(self):
-        model = make_model()
-        task = Classification(model, DIGITS, seed=4)
-        population = PerturbedPopulation(make_model(1), size=10, sigma=0.1)
+    @pytest.mark.parametrize("statistics", ["fixed", "renewed"])
+    def test_equals_a_loop_over_members(self, statistics):
+        model, centre = make_model(), make_model(1)
+        task = Classification(model, DIGITS, seed=4, statistics=statistics)
+        population = PerturbedPopulation(centre, size=10, sigma=0.1)
         result = task.fitness(population, generation=3)
         chosen = BatchOrder(60, 5, seed=4).order(3)
         images, labels = DIGITS.train.images(chosen), DIGITS.train.labels[chosen]
-        drawn = BatchOrder(60, classification._REFERENCE_IMAGES, seed=4).order(3)
-        reference = DIGITS.train.images(drawn)
-        centre = with_statistics_of(make_model(1), reference)
+        if statistics == "fixed":  # of the network that the task was given
+            known = dict(with_statistics_of(make_model(), DIGITS.train.images()).named_buffers())
+            centre.load_state_dict(known, strict=False)
+            centre.eval()
+        else:
+            drawn = BatchOrder(60, classification._REFERENCE_IMAGES, seed=4).order(3)
+            centre = with_statistics_of(centre, DIGITS.train.images(drawn))
         population = PerturbedPopulation(centre, size=10, sigma=0.1)
         for i in range(10):
             with torch.no_grad():
@@ -133,17 +138,61 @@ class TestFitness:
         first = Classification(model, DIGITS).fitness(few, 0)
         assert torch.allclose(first, Classification(model, DIGITS).fitness(many, 0)[:4], rtol=1e-3)
 
-    @pytest.mark.parametrize(("size", "antithetic", "part"), [(6, False, 6), (6, True, 5)])
-    def test_members_without_pairs(self, size, antithetic, part):
+    @pytest.mark.parametrize("group", [1, 3, 6])
+    @pytest.mark.parametrize("batch", [1, 4])
+    def test_members_of_a_group_see_the_same_images(self, group, batch):
         model = make_model()
-        population = PerturbedPopulation(model, size=size, sigma=0.1, antithetic=antithetic)
-        with pytest.raises(ValueError, match="pairs") as caught:
-            Classification(model, DIGITS).fitness(population[:part], 0)
+        seen = []
+
+        def remember(logits, labels):
+            seen.append((logits, labels))
+            return torch.zeros(len(logits))
+
+        task = Classification(model, DIGITS, fitness=remember, group=group, batch=batch)
+        population = PerturbedPopulation(model, size=12, sigma=0.0, antithetic=False)
+        task.fitness(population, 2)
+        logits, labels = (torch.cat(parts) for parts in zip(*seen, strict=True))
+        order = BatchOrder(60, 12 // group * batch).order(2)
+        expected = DIGITS.train.labels[order].view(-1, batch).repeat_interleave(group, 0)
+        assert torch.equal(labels, expected)
+        first = logits.view(-1, group, *logits.shape[1:])
+        torch.testing.assert_close(first, first[:, :1].expand_as(first), rtol=1e-4, atol=1e-4)
+        assert task.images(population) == 12 * batch
+
+    def test_one_batch_for_all(self):
+        model = make_model()
+        population = PerturbedPopulation(make_model(1), size=6, sigma=0.1)
+        task = Classification(model, DIGITS, group=None, batch=7)
+        as_a_group = Classification(model, DIGITS, group=6, batch=7)
+        result = task.fitness(population, 2)
+        torch.testing.assert_close(result, as_a_group.fitness(population, 2), rtol=1e-4, atol=1e-4)
+        parts = torch.cat([task.fitness(population[:1], 2), task.fitness(population[1:], 2)])
+        torch.testing.assert_close(parts, result, rtol=1e-4, atol=1e-4)
+
+    @pytest.mark.parametrize(("size", "group", "part"), [(6, 4, 6), (6, 2, 5), (9, 3, 4)])
+    def test_members_without_groups(self, size, group, part):
+        model = make_model()
+        population = PerturbedPopulation(model, size=size, sigma=0.1, antithetic=False)
+        with pytest.raises(ValueError, match="groups") as caught:
+            Classification(model, DIGITS, group=group).fitness(population[:part], 0)
         assert isinstance(caught.value, TinkeringError)
         assert str(caught.value) == (
-            f"population: needed antithetic pairs, got members 0 to {part - 1}, "
-            f"antithetic={antithetic}."
+            f"population: needed groups of {group} members, which see the same images, "
+            f"got members 0 to {part - 1} of {size}."
         )
+
+    @pytest.mark.parametrize(
+        ("argument", "came", "message"),
+        [
+            ("statistics", "batch", 'statistics: needed "fixed" or "renewed", got \'batch\'.'),
+            ("group", 0, "group: needed an integer of at least 1, got 0."),
+            ("batch", 0, "batch: needed an integer of at least 1, got 0."),
+        ],
+    )
+    def test_mistakes(self, argument, came, message):
+        with pytest.raises(ValueError, match=argument) as caught:
+            Classification(make_model(), DIGITS, **{argument: came})
+        assert str(caught.value) == message
 
     def test_parts_of_a_population_see_the_images_of_the_whole(self):
         model = make_model()
@@ -156,7 +205,7 @@ class TestFitness:
     def test_half_a_pair_at_each_end_is_refused(self):
         model = make_model()
         population = PerturbedPopulation(model, size=6, sigma=0.1)
-        with pytest.raises(ValueError, match="needed antithetic pairs"):
+        with pytest.raises(ValueError, match="needed groups of 2"):
             Classification(model, DIGITS).fitness(population[1:5], 0)
 
 
@@ -172,7 +221,7 @@ class TestMeasure:
 
     def test_agrees_with_a_plain_loop(self):
         model, other = make_model(), make_model(1)
-        task = Classification(model, DIGITS)
+        task = Classification(model, DIGITS, statistics="renewed")
         measured = task.measure(params_of(other))
         module = with_statistics_of(other, DIGITS.train.images())
         accuracy, loss = self.eager(module, DIGITS.test)
@@ -180,8 +229,9 @@ class TestMeasure:
         assert measured["test_accuracy"] == pytest.approx(accuracy)
         assert measured["test_loss"] == pytest.approx(loss, rel=1e-3)
 
-    def test_what_is_saved_evaluates_as_a_plain_module(self):
-        task = Classification(make_model(), DIGITS)
+    @pytest.mark.parametrize("statistics", ["fixed", "renewed"])
+    def test_what_is_saved_evaluates_as_a_plain_module(self, statistics):
+        task = Classification(make_model(), DIGITS, statistics=statistics)
         params = params_of(make_model(1))
         measured = task.measure(params)
         module = make_model(2)
@@ -201,7 +251,10 @@ class TestMeasure:
     def test_held_out_images_do_not_move_the_statistics(self):
         params = params_of(make_model(1))
         other = load("mnist5k").subset(train=60, test=7, seed=0)
-        ours, theirs = (Classification(make_model(), d).buffers(params) for d in (DIGITS, other))
+        ours, theirs = (
+            Classification(make_model(), data, statistics="renewed").buffers(params)
+            for data in (DIGITS, other)
+        )
         assert all(torch.equal(theirs[name], value) for name, value in ours.items())
 
     def test_a_split_of_many_images_and_a_network_that_always_says_three(self):

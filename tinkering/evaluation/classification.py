@@ -19,21 +19,26 @@ from tinkering.population import PerturbedPopulation
 _REFERENCE_IMAGES = 128
 """Training images for a generation's BatchNorm statistics, others every generation."""
 _CALIBRATION_IMAGES = 2048
-"""Training images for the statistics of a centre that is measured or saved, at most."""
+"""Training images for statistics that last: of the start, or of a centre that is saved."""
 _IMAGES_PER_TILE = 256
 
 
 class Classification:
-    """Every antithetic pair gets one training image of its own, the same for both members.
+    """Every group of members gets training images of its own, the same for its members.
 
     Directions are what is scarce: a gradient estimate from N random directions among D
     parameters is worth about N / D of a step, so as many members as possible with one
-    image each beat few members with many. Inside a pair the image is the same, so its
-    difficulty cancels out of the difference.
+    image each beat few members with many. Inside a group the images are the same, so their
+    difficulty cancels out of the differences.
 
-    The BatchNorm policy is that of `tinkering.evaluation.batchnorm`: a generation's
-    members use the centre's statistics on training images drawn for it; the held-out
-    figures, and a saved centre, use those of a fixed part of the training images.
+    What BatchNorm layers compute with is decided by `statistics`:
+
+    - ``"fixed"``: the mean and variance that the given model has on training images, for
+      good: a layer is then a scale and a shift that do not move, and what a member is rated
+      for is what the centre gets.
+    - ``"renewed"``: the centre's on training images drawn for the generation. Whatever a step
+      does to a layer's mean and scale is undone by the next generation's statistics, though
+      members are rated for it: such a step mostly does what is undone (``docs/recipes.md``).
 
     Args:
         model: the architecture, put into eval mode; parameters that a population does not
@@ -42,6 +47,13 @@ class Classification:
         seed: decides which images a generation sees.
         fitness: of a member.
         dtype: of the members' convolutions; held-out figures are always float32.
+        statistics: of BatchNorm layers: ``"fixed"`` or ``"renewed"``.
+        group: members that see the same images, side by side in the population; None for
+            all of them.
+        batch: images that a member sees in a generation.
+
+    Raises:
+        ArgumentError: (a ``ValueError``) one of these cannot be used.
 
     Example:
         >>> from tinkering.data import load
@@ -59,49 +71,77 @@ class Classification:
         seed: int = 0,
         fitness: Fitness = negative_cross_entropy,
         dtype: torch.dtype = torch.float32,
+        statistics: str = "fixed",
+        group: int | None = 2,
+        batch: int = 1,
     ) -> None:
+        if statistics not in ("fixed", "renewed"):
+            raise ArgumentError("statistics", '"fixed" or "renewed"', repr(statistics))
+        for name, value in (("group", group), ("batch", batch)):
+            if value is not None and value < 1:
+                raise ArgumentError(name, "an integer of at least 1", value)
         self._model = model
         self._dataset = dataset
         self._seed = seed
         self._fitness = fitness
         self._dtype = dtype
+        self._group = group
+        self._batch = batch
+        self._fixed: dict[str, Tensor] | None = None
+        if statistics == "fixed":
+            self._fixed = self._calibrated({n: p.detach() for n, p in model.named_parameters()})
 
     @torch.no_grad()
     def fitness(self, population: PerturbedPopulation, generation: int) -> Tensor:
         """Return the fitness of each member on the generation's images, ``[members]``.
 
         Raises:
-            ArgumentError: (a ``ValueError``) the population has no antithetic pairs.
+            ArgumentError: (a ``ValueError``) the population has no whole groups.
         """
-        members = population.members
-        if not population.antithetic or members.start % 2 or members.stop % 2:
-            raise ArgumentError(
-                "population",
-                "antithetic pairs",
-                f"members {members.start} to {members.stop - 1}, "
-                f"antithetic={population.antithetic}",
-            )
-        train = self._dataset.train
-        # A part of a population sees the images that it would see in the whole.
-        whole = BatchOrder(len(train), population.size // 2, self._seed).order(generation)
-        chosen = whole[members.start // 2 : members.stop // 2]
-        images, labels = train.images(chosen), train.labels[chosen]
-        # Their number does not depend on the population's: a few images tell little.
-        reference = BatchOrder(len(train), _REFERENCE_IMAGES, self._seed).order(generation)
-        buffers = reference_statistics(self._model, population.params, train.images(reference))
+        x, y = self._images(population, generation)
         return evaluate(
             self._model.eval(),
-            population.with_buffers(buffers),
-            images.repeat_interleave(2, 0).unsqueeze(1),
-            labels.repeat_interleave(2, 0).unsqueeze(1),
+            population.with_buffers(self._statistics(population, generation)),
+            x,
+            y,
             self._fitness,
-            in_dims=(0, 0),
+            in_dims=(0, None) if self._group is None else (0, 0),
             dtype=self._dtype,
         )
 
+    def _images(self, population: PerturbedPopulation, generation: int) -> tuple[Tensor, Tensor]:
+        """Return the generation's images and labels, as `evaluate` takes them."""
+        train, members, group = self._dataset.train, population.members, self._group
+        if group is None:
+            chosen = BatchOrder(len(train), self._batch, self._seed).order(generation)
+            return train.images(chosen), train.labels[chosen]
+        if members.start % group or members.stop % group or population.size % group:
+            raise ArgumentError(
+                "population",
+                f"groups of {group} members, which see the same images",
+                f"members {members.start} to {members.stop - 1} of {population.size}",
+            )
+        # A part of a population sees the images that it would see in the whole.
+        count = population.size // group * self._batch
+        whole = BatchOrder(len(train), count, self._seed).order(generation)
+        first, last = (at // group * self._batch for at in (members.start, members.stop))
+        chosen = whole[first:last].view(-1, self._batch).repeat_interleave(group, 0)
+        # Bytes are looked up once an image, and become decimals once.
+        images = train.images(whole[first:last])
+        x = images.view(-1, self._batch, *images.shape[1:]).repeat_interleave(group, 0)
+        return x, train.labels[chosen]
+
+    def _statistics(self, population: PerturbedPopulation, generation: int) -> dict[str, Tensor]:
+        if self._fixed is not None:
+            return self._fixed
+        train = self._dataset.train
+        # Their number does not depend on the population's: a few images tell little.
+        reference = BatchOrder(len(train), _REFERENCE_IMAGES, self._seed).order(generation)
+        return reference_statistics(self._model, population.params, train.images(reference))
+
     def images(self, population: PerturbedPopulation) -> int:
-        """Return the model-images of one evaluation: one a member."""
-        return len(population)
+        """Return the model-images of one evaluation: members x images of each."""
+        return len(population) * self._batch
 
     def measure(self, params: Mapping[str, Tensor]) -> dict[str, float]:
         """Return ``test_accuracy`` (0 to 1) and ``test_loss`` (cross-entropy, nats)."""
@@ -111,7 +151,10 @@ class Classification:
         return {"test_accuracy": accuracy, "test_loss": loss}
 
     def buffers(self, params: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return the module's buffers for these parameters, calibrated on training images."""
+        """Return the module's buffers for these parameters: what they are to be saved with."""
+        return self._calibrated(params) if self._fixed is None else self._fixed
+
+    def _calibrated(self, params: Mapping[str, Tensor]) -> dict[str, Tensor]:
         train = self._dataset.train
         # Drawn, since a folder's images may be sorted by class; the same ones every time.
         chosen = BatchOrder(len(train), min(len(train), _CALIBRATION_IMAGES)).order(0)
