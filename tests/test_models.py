@@ -1,5 +1,6 @@
 """The seed: shapes, counts and names of the network, and its forwards against plain loops."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -256,6 +257,10 @@ class TestMistakes:
         assert isinstance(caught.value, TinkeringError)
 
 
+# Threads that wait for a busy processor take several times as long.
+ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
 class TestDemonstration:
     @pytest.mark.parametrize(
         "command", [["-m", "tinkering.models"], [models.__file__]], ids=["module", "file"]
@@ -266,6 +271,7 @@ class TestDemonstration:
             capture_output=True,
             text=True,
             cwd=tmp_path,
+            env=ONE_THREAD,
             timeout=60,
             check=False,
         )
@@ -286,7 +292,12 @@ class TestDemonstration:
         broken = tmp_path / "broken.py"
         broken.write_text(source.replace("member(x) for member", "member(x + 1e-2) for member"))
         done = subprocess.run(
-            [sys.executable, broken], capture_output=True, text=True, timeout=60, check=False
+            [sys.executable, broken],
+            capture_output=True,
+            text=True,
+            env=ONE_THREAD,
+            timeout=60,
+            check=False,
         )
         assert done.returncode == 1, done.stdout + done.stderr
         assert "FAILED, tolerance 1e-05" in done.stdout

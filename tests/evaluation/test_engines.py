@@ -1,6 +1,7 @@
 """Which engine serves which network, what is said about it, and the paths beside the kernels."""
 
 import warnings
+from functools import cache
 
 import pytest
 import torch
@@ -168,6 +169,15 @@ BESIDE_KERNELS = [resnet, convnet, vgg, depthwise, conv1d_net, transformer, perc
 BESIDE_KERNELS += [pre_activation_resnet, Shared]
 
 
+@cache
+def expected_for(build, kind):
+    """A population, images for each of its members, and what a loop over them gives."""
+    torch.manual_seed(0)
+    population = modules_of(build) if kind == "modules" else population_of(made(build), noise=kind)
+    x = inputs_for(build, len(population), 3)
+    return population, x, loop(population, x, (0, 0))
+
+
 class TestWithoutKernels:
     """What a machine without a compiler, or another build of PyTorch, falls back to."""
 
@@ -179,11 +189,7 @@ class TestWithoutKernels:
             monkeypatch.setattr(correction, "available", lambda _: False)
         if not packed:
             monkeypatch.setattr(onednn, "packed_convolutions_work", lambda _: False)
-        model = made(build)
-        x = inputs_for(build, 6, 3)
-        for noise in (LowRank(1), Separable(2), Dense()):
-            population = population_of(model, noise=noise)
-            result = forward(model, population, x, (0, 0), engine="factored")
-            assert_close(result, loop(population, x, (0, 0)))
-        members = modules_of(build)
-        assert_close(forward(model, members, x[:4], (0, 0)), loop(members, x[:4], (0, 0)))
+        for kind in (LowRank(1), Separable(2), Dense(), "modules"):
+            population, x, expected = expected_for(build, kind)
+            engine = "auto" if kind == "modules" else "factored"
+            assert_close(forward(made(build), population, x, (0, 0), engine=engine), expected)

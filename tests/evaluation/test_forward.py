@@ -46,6 +46,7 @@ engines = pytest.mark.parametrize("engine", list(ENGINES))
 networks = pytest.mark.parametrize("build", NETWORKS, ids=lambda build: build.__name__)
 
 
+@cache
 def population_for(build, kind):
     if kind == "modules":
         return modules_of(build, SIZE)
@@ -73,8 +74,12 @@ def expected_for(build, kind, in_dims, policy):
     return loop(population, images_for(build, in_dims), in_dims, of_batch=policy == "batch")
 
 
+@cache
 def check(build, kind, in_dims, policy, engine):
-    """The engine gives what the loop gives, or refuses with the error that is documented."""
+    """The engine gives what the loop gives, or refuses with the error that is documented.
+
+    A combination that stands in two tables is computed once; one that fails, fails in both.
+    """
     stacked = kind == "modules"
     norm = Reference(reference_for(build)) if policy == "reference" else policy
     arguments = made(build), population_for(build, kind), images_for(build, in_dims), in_dims

@@ -25,7 +25,7 @@ from tinkering.evaluation.forward import evaluate, forward, plan
 from tinkering.evaluation.job import Tiles
 
 both_in_dims = pytest.mark.parametrize("in_dims", [(0, None), (0, 0)], ids=str)
-MEMBERS, IMAGES = 9, 8
+MEMBERS, IMAGES = 9, 5
 
 
 @pytest.fixture

@@ -1,9 +1,11 @@
 """Active dropout: refused, the same for all members, or different; and always repeatable."""
 
+from functools import cache
+
 import pytest
 import torch
 import torch.nn.functional as F
-from small_nets import inputs_for, lenet, loop, make, perceptron, population_of
+from small_nets import inputs_for, lenet, loop, made, make, perceptron, population_of
 from torch import nn
 
 from tinkering.errors import ArgumentError, UnsupportedLayerError
@@ -15,8 +17,14 @@ both_in_dims = pytest.mark.parametrize("in_dims", [(0, None), (0, 0)], ids=str)
 MEMBERS = 5
 
 
+@cache
+def in_training(build):
+    """A module with active dropout, shared, because a new one has to be captured anew."""
+    return make(build).train()
+
+
 def network():
-    return make(lenet).train()
+    return in_training(lenet)
 
 
 def alike(model):
@@ -55,9 +63,9 @@ class DropsOnData(nn.Module):
 
 class TestRefused:
     @pytest.mark.parametrize("engine", ["auto", "factored", "sequential", "vmapped"])
-    @pytest.mark.parametrize("build", [network, AlwaysDrops, DropsOnData], ids=lambda b: b.__name__)
+    @pytest.mark.parametrize("build", [lenet, AlwaysDrops, DropsOnData], ids=lambda b: b.__name__)
     def test_unless_it_is_named(self, build, engine):
-        model = build()
+        model = in_training(build)
         with pytest.raises(ArgumentError) as caught:
             forward(model, population_of(model), torch.zeros(2, 1, 8, 8), engine=engine)
         assert str(caught.value) == (
@@ -158,7 +166,7 @@ class TestDrawn:
 
     @pytest.mark.parametrize("build", [AlwaysDrops, DropsOnData], ids=lambda b: b.__name__)
     def test_whatever_way_it_is_written(self, build):
-        model = build()
+        model = in_training(build)
         same = run(model, alike(model), (0, None), randomness="same")
         other = run(model, alike(model), (0, None), randomness="different")
         assert torch.equal(same[0], same[1])
@@ -169,7 +177,7 @@ class TestNothingToDraw:
     @pytest.mark.parametrize("engine", ["auto", "factored", "sequential", "vmapped"])
     @pytest.mark.parametrize("randomness", ["error", "same", "different"])
     def test_in_eval_mode_nothing_is_drawn(self, randomness, engine):
-        model = network().eval()
+        model = made(lenet)
         population = population_of(model)
         state = torch.get_rng_state()
         x = torch.ones(3, 1, 8, 8)
