@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from tinkering.evaluation.forward import fastest_dtype as fastest_dtype
     from tinkering.evaluation.forward import forward as forward
     from tinkering.evaluation.forward import plan as plan
+    from tinkering.evaluation.output_classification import (
+        OutputClassification as OutputClassification,
+    )
+    from tinkering.evaluation.outputs import evaluate_outputs as evaluate_outputs
     from tinkering.evaluation.plan import Plan as Plan
     from tinkering.models import BasicBlock as BasicBlock
     from tinkering.models import ResNet4StageCustom as ResNet4StageCustom
@@ -31,11 +35,18 @@ if TYPE_CHECKING:
     from tinkering.noise.kinds import LowRank as LowRank
     from tinkering.noise.kinds import Separable as Separable
     from tinkering.population.perturbed import PerturbedPopulation as PerturbedPopulation
+    from tinkering.population.perturbed_outputs import PerturbedOutputs as PerturbedOutputs
     from tinkering.population.stacked import StackedPopulation as StackedPopulation
     from tinkering.runs.evolve import Limits as Limits
     from tinkering.runs.evolve import Outcome as Outcome
     from tinkering.runs.evolve import evolve as evolve
     from tinkering.strategies.evolution_strategy import EvolutionStrategy as EvolutionStrategy
+    from tinkering.strategies.genetic_algorithm import GeneticAlgorithm as GeneticAlgorithm
+    from tinkering.strategies.groups import Group as Group
+    from tinkering.strategies.output_evolution import OutputEvolution as OutputEvolution
+    from tinkering.strategies.schedules import constant as constant
+    from tinkering.strategies.schedules import cosine as cosine
+    from tinkering.strategies.schedules import inverse_sqrt as inverse_sqrt
 
 __version__ = "0.1.0"
 
@@ -70,6 +81,15 @@ _ROOM_OF = {
     "Outcome": "runs.evolve",
     "evolve": "runs.evolve",
     "EvolutionStrategy": "strategies.evolution_strategy",
+    "GeneticAlgorithm": "strategies.genetic_algorithm",
+    "Group": "strategies.groups",
+    "constant": "strategies.schedules",
+    "cosine": "strategies.schedules",
+    "inverse_sqrt": "strategies.schedules",
+    "OutputClassification": "evaluation.output_classification",
+    "evaluate_outputs": "evaluation.outputs",
+    "PerturbedOutputs": "population.perturbed_outputs",
+    "OutputEvolution": "strategies.output_evolution",
 }
 __all__ = list(_ROOM_OF)
 

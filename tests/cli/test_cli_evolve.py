@@ -16,6 +16,7 @@ from tinkering.cli import main
 from tinkering.cli.evolve import Evolve
 from tinkering.data import load
 from tinkering.evaluation.classification import Classification
+from tinkering.evaluation.output_classification import OutputClassification
 from tinkering.models import BasicBlock, SimpleResNet
 
 pytestmark = pytest.mark.usefixtures("same_threads")
@@ -33,7 +34,7 @@ class TestEvolve:
         keys |= {"fitness_low", "fitness_high"}
         assert [set(line) for line in lines] == [keys | {"test_accuracy", "test_loss"}] * 3
         assert [line["generation"] for line in lines] == [1, 2, 3]
-        assert [line["evaluations"] for line in lines] == [8, 16, 24]
+        assert [line["evaluations"] for line in lines] == [81, 162, 243]
         assert sorted(line["seconds"] for line in lines) == [line["seconds"] for line in lines]
         assert all(line["fitness_mean"] <= line["fitness_best"] <= 0 for line in lines)
 
@@ -52,7 +53,10 @@ class TestEvolve:
             "generations",
             "outcome",
         }
-        assert (summary["evaluations"], summary["generations"]) == (24, 3)
+        assert (summary["evaluations"], summary["generations"]) == (
+            3 * (1 + 10 * 8),
+            3,
+        )  # ten layers
         assert summary["outcome"] == "generations"
         last = json.loads((run[0] / "metrics.jsonl").read_text().splitlines()[-1])
         assert {k: last[k] for k in ("test_accuracy", "test_loss")} == {
@@ -67,7 +71,7 @@ class TestEvolve:
         assert config["network"] == {"blocks": [1, 1, 1, 1], "width": 2, "classes": 3}
         dataset = load(digits)
         assert config["pixels"] == {"mean": dataset.mean, "std": dataset.std}
-        fields -= {"tensorboard"}  # a flag without a value
+        fields -= {"tensorboard", "antithetic"}  # flags without a value
         given = {name: config[name] for name in fields if config[name] is not None}
         words = ["evolve"]
         for name, value in {**given, "out": tmp_path}.items():
@@ -85,33 +89,54 @@ class TestEvolve:
             models.append((tmp_path / name / "model.safetensors").read_bytes())
         assert models[0] == models[1] != models[2]
 
+    @pytest.mark.parametrize("strategy", ["outputs", "weights"])
     def test_the_seed_decides_the_first_weights_the_noise_and_the_images(
-        self, tmp_path, digits, monkeypatch
+        self, tmp_path, digits, monkeypatch, strategy
     ):
         seen = {}
 
-        class Spy(Classification):
+        kind = {"outputs": OutputClassification, "weights": Classification}[strategy]
+
+        class Spy(kind):
             def __init__(self, model, dataset, seed, **settings):
                 seen["images"] = seed
                 seen["weights"] = model.linear.weight.tolist()
-                super().__init__(model, dataset, seed, **settings)
+                super().__init__(model, dataset, seed=seed, **settings)
 
             def fitness(self, population, generation):
                 seen["noise"] = population.stream.seed
                 return super().fitness(population, generation)
 
-        monkeypatch.setattr("tinkering.cli.evolve.Classification", Spy)
-        quiet(["evolve", "--data", digits, *TINY, "--seed", "9", "--out", tmp_path])
+        monkeypatch.setattr(f"tinkering.cli.recipes.{kind.__name__}", Spy)
+        words = ["evolve", "--data", digits, *TINY, "--strategy", strategy]
+        quiet([*words, "--seed", "9", "--out", tmp_path])
         torch.manual_seed(9)
         model = SimpleResNet(BasicBlock, [1, 1, 1, 1], num_classes=3, width=2)
         assert seen == {"images": 9, "noise": 9, "weights": model.linear.weight.tolist()}
 
-    def test_it_does_evolve(self, tmp_path, digits):
+    @pytest.mark.parametrize(
+        "flags",
+        [
+            ["--strategy", "outputs"],
+            ["--strategy", "outputs", "--fitness", "accuracy", "--sigma", "1"],
+            ["--strategy", "weights", "--sigma", "0.02"],
+            ["--strategy", "weights", "--antithetic", "--group", "2"],
+            ["--strategy", "weights", "--statistics", "renewed", "--learning-rate", "0.05"],
+        ],
+        ids=" ".join,
+    )
+    def test_it_does_evolve(self, tmp_path, digits, flags):
         """Three classes, each with a bright row of its own: far above a third is learnt."""
         words = ["evolve", "--data", digits, *TINY, "--width", "2", "--population", "128"]
-        words += ["--generations", "60", "--learning-rate", "0.05", "--averaging", "0.8"]
+        words += ["--generations", "60", "--learning-rate", "0.02", "--averaging", "0.8", *flags]
         assert quiet([*words, "--out", tmp_path])[0] == 0
         assert json.loads((tmp_path / "summary.json").read_text())["test_accuracy"] > 0.6
+
+    def test_validation_images_come_out_of_the_training_images(self, tmp_path, digits):
+        words = ["evolve", "--data", digits, *TINY, "--validation", "12", "--out", tmp_path]
+        code, printed = quiet(words)
+        assert code == 0
+        assert printed.splitlines()[0].endswith("28 training images, 12 held out, 3 classes")
 
     def test_the_saved_network_is_a_plain_module(self, run, digits):
         """No name of this package's evaluation is needed to get the summary's figures."""
@@ -137,7 +162,9 @@ class TestEvolve:
                 line,
             ), line
         summary = json.loads((out / "summary.json").read_text())
-        assert lines[-4].startswith("Ended by --generations after 3 generations, 24 model-images, ")
+        assert lines[-4].startswith(
+            "Ended by --generations after 3 generations, 243 model-images, "
+        )
         assert lines[-4].endswith(
             f"test accuracy {100 * summary['test_accuracy']:.2f} %, "
             f"test loss {summary['test_loss']:.4f}"
@@ -200,11 +227,20 @@ class TestMistakes:
     @pytest.mark.parametrize(
         ("flags", "start"),
         [
-            (["--population", "7"], "population: needed an even number of members"),
+            (["--population", "7"], "population: needed a multiple of the group of 8, got 7."),
+            (["--group", "1"], "group: needed an integer of at least 2, got 1."),
+            (["--validation", "40"], "validation: needed an integer from 0 to 39, got 40."),
+            (
+                ["--strategy", "weights", "--antithetic"],
+                "group: needed 2, because pairs are antithetic, got 8.",
+            ),
             (["--sigma", "0"], "sigma: needed a finite number above 0, got 0.0."),
             (["--learning-rate", "nan"], "learning_rate: needed a finite number above 0"),
             (["--averaging", "1"], "averaging: needed a number from 0 to below 1, got 1.0."),
-            (["--rank", "0"], "rank: needed an integer of at least 1, got 0."),
+            (
+                ["--strategy", "weights", "--rank", "0"],
+                "rank: needed an integer of at least 1, got 0.",
+            ),
             (["--width", "0"], "width: needed an integer of at least 1, got 0."),
             (["--blocks", "1", "1", "0", "1"], "num_blocks_per_stage: needed four numbers"),
             (["--seconds", "-1"], "seconds: needed a finite number of at least 0, got -1.0."),

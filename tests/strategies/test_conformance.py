@@ -2,31 +2,61 @@
 
 import copy
 import math
+import operator
 import pickle
+from dataclasses import fields, is_dataclass
+from functools import partial
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from problems import PROBLEMS
+from problems import run as solve
+from torch import nn
 
+from tinkering import evaluate
 from tinkering.noise import Dense, LowRank, Separable
 from tinkering.strategies.evolution_strategy import EvolutionStrategy
+from tinkering.strategies.genetic_algorithm import GeneticAlgorithm
+from tinkering.strategies.groups import Group
+from tinkering.strategies.schedules import cosine
+
+
+def evolution_strategy(**own):
+    settings = {"sigma": 0.05, "learning_rate": 0.1, "averaging": 0.9, "decay": 30.0}
+    return lambda **changes: EvolutionStrategy(**{"population": 16, **settings, **own, **changes})
+
+
+def genetic_algorithm(**own):
+    settings = {"population": 40, "sigma": cosine(0.2, 50, 0.02), "parents": 2, "elites": 1}
+    return lambda **changes: GeneticAlgorithm(**{**settings, **own, **changes})
+
 
 STRATEGIES = {
-    "evolution strategy": lambda **changes: EvolutionStrategy(
-        **{"sigma": 0.1, "learning_rate": 0.1, "averaging": 0.9, "noise": Dense(), **changes}
+    "evolution strategy": evolution_strategy(noise=Dense()),
+    "evolution strategy, ranks": evolution_strategy(shaping="rank", noise=Dense()),
+    "evolution strategy, signs": evolution_strategy(shaping="sign", noise=Dense()),
+    "evolution strategy, raw fitness": evolution_strategy(shaping="raw", noise=Dense()),
+    "evolution strategy, low-rank noise": evolution_strategy(noise=LowRank(1)),
+    "evolution strategy, separable noise": evolution_strategy(noise=Separable(1)),
+    "evolution strategy, groups": evolution_strategy(noise=Dense(), antithetic=False, group=8),
+    "evolution strategy, groups and ranks": evolution_strategy(
+        shaping="rank", antithetic=False, group=4
     ),
-    "evolution strategy, ranks": lambda **changes: EvolutionStrategy(
-        **{"sigma": 0.1, "learning_rate": 0.1, "averaging": 0.9, "shaping": "rank", **changes}
+    "evolution strategy, factors": evolution_strategy(
+        groups={"vector": Group(sigma=0.5, step=1.5)}
     ),
-    "evolution strategy, low-rank noise": lambda **changes: EvolutionStrategy(
-        **{"sigma": 0.1, "learning_rate": 0.1, "averaging": 0.9, "noise": LowRank(1), **changes}
+    "evolution strategy, SGD": evolution_strategy(
+        optimiser=partial(torch.optim.SGD, momentum=0.9), learning_rate=0.02
     ),
-    "evolution strategy, separable noise": lambda **changes: EvolutionStrategy(
-        **{"sigma": 0.1, "learning_rate": 0.1, "averaging": 0.9, "noise": Separable(1), **changes}
-    ),
+    "genetic algorithm": genetic_algorithm(),
 }
 MEMBERS = 8
+EVALUATIONS = 2000
+TARGET = 0.01
+"""Of the start's distance to the maximum, what every strategy leaves after that many."""
 
 pytestmark = pytest.mark.parametrize("make", STRATEGIES.values(), ids=STRATEGIES.keys())
 
@@ -50,46 +80,39 @@ def sphere(params):
     return -flat(params).square().sum()
 
 
-def rotated_ellipsoid(params):
-    """Axes from 1 to 1/30, in directions that no parameter's axis is."""
-    x = flat(params)
-    generator = torch.Generator().manual_seed(1)
-    turn = torch.linalg.qr(torch.randn(len(x), len(x), generator=generator)).Q
-    return -((turn @ x).square() * torch.logspace(0, -1.5, len(x))).sum()
+def fitness_of(population):
+    return torch.stack([sphere(params) for params in members_of(population)])
 
 
-def fitness_of(population, function):
-    return torch.stack([function(params) for params in members_of(population)])
-
-
-def run(strategy, state, generations, function=sphere):
+def run(strategy, state, generations):
     for _ in range(generations):
-        state = strategy.tell(state, fitness_of(strategy.ask(state), function))
+        state = strategy.tell(state, fitness_of(strategy.ask(state)))
     return state
 
 
-def tensors_in(value):
-    """Every tensor in a state, wherever it lies, with its path."""
-    if isinstance(value, torch.Tensor):
-        return {"": value}
-    if hasattr(value, "__dataclass_fields__"):
-        value = {name: getattr(value, name) for name in value.__dataclass_fields__}
-    if isinstance(value, (list, tuple)):
+def leaves_in(value, path="state"):
+    """All that a state holds, tensors and other values, by where it lies."""
+    if is_dataclass(value):
+        value = {field.name: getattr(value, field.name) for field in fields(value)}
+    elif isinstance(value, (list, tuple)):
         value = dict(enumerate(value))
     if not isinstance(value, dict):
-        return {}
-    return {
-        f"{key}/{path}": t for key, inner in value.items() for path, t in tensors_in(inner).items()
-    }
+        return {path: value}
+    inner = [leaves_in(held, f"{path}/{key}") for key, held in value.items()]
+    return {path: None} | {key: held for leaves in inner for key, held in leaves.items()}
+
+
+def tensors_in(state):
+    return [leaf for leaf in leaves_in(state).values() if isinstance(leaf, torch.Tensor)]
 
 
 def assert_same(state, other):
-    ours, theirs = tensors_in(state), tensors_in(other)
+    ours, theirs = leaves_in(state), leaves_in(other)
     assert ours.keys() == theirs.keys()
-    assert len(ours) >= len(start())
+    assert len(tensors_in(state)) >= len(start())
     for path, value in ours.items():
-        assert torch.equal(value, theirs[path]), path
-    assert state.generation == other.generation
+        same = torch.equal if isinstance(value, torch.Tensor) else operator.eq
+        assert same(value, theirs[path]), path
 
 
 def test_ask_gives_members_like_the_start(make):
@@ -122,7 +145,7 @@ def test_tell_changes_no_state_and_gives_the_same_bits_twice(make):
     strategy = make(population=MEMBERS)
     state = run(strategy, strategy.init(start()), 3)
     before = copy.deepcopy(state)
-    fitness = fitness_of(strategy.ask(state), sphere)
+    fitness = torch.arange(8.0)
     told = fitness.clone()
     first = strategy.tell(state, fitness)
     assert_same(state, before)
@@ -159,7 +182,7 @@ def test_init_copies_its_parameters(make):
     state = strategy.init(params)
     assert state.generation == 0
     assert torch.equal(flat(strategy.centre(state)), flat(start()))
-    assert not any(t.requires_grad for t in tensors_in(state).values())
+    assert not any(t.requires_grad for t in tensors_in(state))
     with torch.no_grad():
         for p in params.values():
             p.zero_()
@@ -186,18 +209,41 @@ def test_parameters_in_double_precision(make):
     torch.testing.assert_close(flat(centre).float(), flat(singles), rtol=1e-3, atol=1e-3)
 
 
-@pytest.mark.parametrize("function", [sphere, rotated_ellipsoid])
-def test_solves(make, function):
-    strategy = make(population=16, sigma=0.05, learning_rate=0.1)
-    state = strategy.init({"matrix": torch.full((6, 4), 1.0)})
-    before = function(strategy.centre(state))
-    after = function(strategy.centre(run(strategy, state, 120, function)))
-    assert before < -2
-    assert after > 0.02 * before
+@given(start_at=st.integers(0, MEMBERS - 1), length=st.integers(1, MEMBERS))
+@settings(max_examples=10)
+def test_a_slice_of_the_population_has_the_members_of_the_whole(make, start_at, length):
+    strategy = make(population=MEMBERS)
+    population = strategy.ask(run(strategy, strategy.init(start()), 2))
+    part = population[start_at : start_at + length]
+    whole = members_of(population)[start_at : start_at + length]
+    assert len(part) == len(whole)
+    for member, expected in zip(members_of(part), whole, strict=True):
+        assert torch.equal(flat(member), flat(expected))
+
+
+def test_the_population_is_evaluated_as_it_is(make):
+    model = nn.Sequential(nn.Linear(6, 4), nn.Linear(4, 3)).eval()
+    strategy = make(population=MEMBERS)
+    if getattr(strategy, "groups", None):
+        strategy = make(population=MEMBERS, groups={"1.*": Group(sigma=2.0)})
+    population = strategy.ask(strategy.init(dict(model.named_parameters())))
+    x, y = torch.randn(10, 6), torch.randint(3, (10,))
+    result = evaluate(model, population, x, y)
+    modules = [population.materialise(i, model) for i in range(MEMBERS)]
+    with torch.no_grad():
+        expected = torch.stack([-F.cross_entropy(module(x), y) for module in modules])
+    torch.testing.assert_close(result, expected, rtol=1e-4, atol=1e-5)
+    assert len(result.unique()) == MEMBERS
+
+
+@pytest.mark.parametrize("problem", PROBLEMS, ids=lambda problem: problem.name)
+def test_solves(make, problem):
+    """Fixed seeds. What is left was 0.00001 to 0.0038 when this was written."""
+    assert solve(make(), problem, EVALUATIONS) < TARGET
 
 
 @given(fitness=st.lists(st.floats(width=32), min_size=MEMBERS, max_size=MEMBERS))
-@settings(max_examples=60)
+@settings(max_examples=25)
 @example(fitness=[math.nan] * 7 + [1.0])
 @example(fitness=[math.inf, -math.inf, math.nan, 0.0] * 2)
 @example(fitness=[3e38, -3e38] * 4)
@@ -208,8 +254,11 @@ def test_no_fitness_makes_a_parameter_that_is_not_finite(make, fitness):
     state = strategy.init(start())
     for _ in range(2):
         state = strategy.tell(state, torch.tensor(fitness))
-    assert all(torch.isfinite(value).all() for value in tensors_in(state).values())
+    assert all(torch.isfinite(value).all() for value in tensors_in(state))
+    assert all(torch.isfinite(p).all() for p in strategy.centre(state).values())
     assert state.generation == 2
+    assert state.lost == 2 * (state.told != "moved")
+    assert math.isfinite(sum(map(abs, fitness))) <= (state.told != "no finite fitness")
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
@@ -219,11 +268,12 @@ def test_a_generation_without_a_finite_fitness_is_counted_and_moves_nothing(make
     after = strategy.tell(state, torch.full((MEMBERS,), value))
     assert after.generation == state.generation + 1
     assert torch.equal(flat(strategy.centre(after)), flat(strategy.centre(state)))
+    assert (after.told, after.lost, state.told, state.lost) == ("no finite fitness", 1, "moved", 0)
     # The next one draws other noise and goes on.
-    assert not torch.equal(flat(strategy.ask(after)[0][0]), flat(strategy.ask(state)[0][0]))
-    assert not torch.equal(
-        flat(strategy.centre(run(strategy, after, 1))), flat(strategy.centre(after))
-    )
+    assert not torch.equal(flat(strategy.ask(after)[-1][0]), flat(strategy.ask(state)[-1][0]))
+    later = strategy.tell(after, torch.arange(8.0))
+    assert not torch.equal(flat(strategy.centre(later)), flat(strategy.centre(after)))
+    assert (later.told, later.lost) == ("moved", 1)
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
@@ -238,9 +288,8 @@ def test_a_member_that_went_bad_counts_as_the_worst(make, value, bad):
     assert_same(strategy.tell(state, fitness), strategy.tell(state, as_worst))
     as_best = fitness.clone()
     as_best[bad] = 7.0
-    assert not torch.equal(
-        flat(strategy.tell(state, fitness).params), flat(strategy.tell(state, as_best).params)
-    )
+    told = [strategy.centre(strategy.tell(state, each)) for each in (fitness, as_best)]
+    assert not torch.equal(*map(flat, told))
 
 
 @pytest.mark.parametrize("shape", [(7,), (9,), (), (8, 1), (1, 8)], ids=str)

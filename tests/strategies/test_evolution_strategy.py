@@ -228,7 +228,24 @@ class TestMistakes:
             ({"averaging": 1.0}, "averaging: needed a number from 0 to below 1, got 1.0."),
             ({"averaging": -0.1}, "averaging: needed a number from 0 to below 1, got -0.1."),
             ({"averaging": math.nan}, "averaging: needed a number from 0 to below 1, got nan."),
-            ({"shaping": "softmax"}, "shaping: needed one of z-score, rank, got softmax."),
+            (
+                {"shaping": "softmax"},
+                "shaping: needed one of raw, z-score, rank, sign, got softmax.",
+            ),
+            (
+                {"group": 4},
+                "group: needed 2, because pairs are antithetic, got 4. "
+                "Groups of another size need antithetic=False.",
+            ),
+            (
+                {"group": 1, "antithetic": False},
+                "group: needed an integer of at least 2, got 1.",
+            ),
+            (
+                {"population": 12, "group": 8, "antithetic": False},
+                "population: needed a multiple of 8, because members are compared in groups of "
+                "it, got 12.",
+            ),
             ({"betas": (1.0, 0.9)}, "betas: needed two numbers from 0 to below 1, got (1.0, 0.9)."),
             (
                 {"betas": (0.9, -0.1)},

@@ -1,4 +1,4 @@
-"""Shaping: odd, blind to scale, and what a fitness that is not finite is worth."""
+"""Shaping: odd, blind to scale, of pairs and of groups; what a fitness of NaN is worth."""
 
 import math
 
@@ -7,21 +7,39 @@ import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from tinkering.strategies.shaping import SHAPINGS, replace_non_finite, signed_rank, z_score
+from tinkering.strategies.shaping import (
+    GROUP_SHAPINGS,
+    SHAPINGS,
+    centred_rank,
+    group_advantages,
+    pair_advantages,
+    replace_non_finite,
+    signed_rank,
+    z_score,
+)
 
-shapings = pytest.mark.parametrize("shaping", SHAPINGS.values(), ids=SHAPINGS.keys())
+BOTH = {**SHAPINGS, **{f"{name}, groups": each for name, each in GROUP_SHAPINGS.items()}}
+BLIND = {name: each for name, each in SHAPINGS.items() if name != "raw"}
+ALL_BLIND = {name: each for name, each in BOTH.items() if not name.startswith("raw")}
+
+
+def table(of):
+    return pytest.mark.parametrize("shaping", of.values(), ids=of.keys())
+
+
+shapings = table(SHAPINGS)
 NUMBERS = st.floats(-1e3, 1e3, width=32).map(lambda value: round(value, 3))
 DIFFERENCES = st.lists(NUMBERS, min_size=1, max_size=12).map(torch.tensor)
 ANYTHING = st.lists(st.floats(width=32), min_size=1, max_size=12)
 
 
-@shapings
+@table(BOTH)
 @given(DIFFERENCES)
 def test_swapping_the_members_of_pairs_swaps_signs(shaping, differences):
     assert torch.equal(shaping(-differences), -shaping(differences))
 
 
-@shapings
+@table(ALL_BLIND)
 @given(DIFFERENCES, st.integers(-20, 20))
 def test_the_scale_of_fitness_does_not_matter(shaping, differences, power):
     torch.testing.assert_close(shaping(differences * 2.0**power), shaping(differences))
@@ -43,7 +61,7 @@ def test_a_larger_difference_is_never_worth_less(shaping, differences):
     assert (worth[1:] >= worth[:-1]).all()
 
 
-@shapings
+@table(BLIND)
 @pytest.mark.parametrize("scale", [1e-30, 1e-38, 1e-45, 1e-10, 1.0, 1e20, 1e38, 3e38])
 def test_no_scale_overflows(shaping, scale):
     utilities = shaping(torch.tensor([scale, -scale, 0.0, scale / 2]))
@@ -52,7 +70,7 @@ def test_no_scale_overflows(shaping, scale):
     assert utilities[0] > 0 > utilities[1]
 
 
-@shapings
+@table(BOTH)
 def test_differences_of_zero_are_worth_nothing(shaping):
     assert shaping(torch.zeros(5)).tolist() == [0.0] * 5
 
@@ -70,6 +88,58 @@ def test_signed_rank_is_the_place_by_magnitude(values):
     places = {value: place for place, value in enumerate(sorted(values, key=abs), 1)}
     expected = [math.copysign(places[v], v) / len(values) if v else 0.0 for v in values]
     assert signed_rank(torch.tensor(values)).tolist() == pytest.approx(expected)
+
+
+@given(st.lists(NUMBERS, min_size=2, max_size=12))
+def test_centred_rank_counts_who_is_below_and_who_is_above(values):
+    below = [sum(other < value for other in values) for value in values]
+    above = [sum(other > value for other in values) for value in values]
+    expected = [(b - a) / (len(values) - 1) for b, a in zip(below, above, strict=True)]
+    assert centred_rank(torch.tensor(values)).tolist() == pytest.approx(expected, abs=1e-6)
+
+
+@given(
+    st.lists(st.floats(0.125, 1e3, width=32), min_size=1, max_size=12, unique=True), st.randoms()
+)
+def test_the_rank_of_a_pair_is_the_centred_rank_among_members(values, random):
+    advantages = torch.tensor([1.0 * value * random.choice((1, -1)) for value in values])
+    members = torch.stack([advantages, -advantages], dim=1).flatten()
+    among = centred_rank(members)[0::2]
+    # Ranks 1, 3, 5, ... of 2 n - 1 against 1, 2, 3, ... of n: the same up to half a place.
+    places = signed_rank(advantages) * len(values)
+    assert torch.allclose(among * (2 * len(values) - 1), 2 * places - places.sign(), atol=1e-3)
+
+
+FITNESS = st.lists(NUMBERS, min_size=12, max_size=12)
+
+
+@given(FITNESS, st.sampled_from([2, 3, 4, 6, 12]))
+def test_a_group_is_compared_with_the_mean_of_the_others(values, group):
+    expected = []
+    for i, value in enumerate(values):
+        first = i - i % group
+        others = [values[j] for j in range(first, first + group) if j != i]
+        expected.append(value - sum(others) / len(others))
+    result = group_advantages(torch.tensor(values, dtype=torch.float64), group)
+    assert result.tolist() == pytest.approx(expected, abs=1e-6)
+
+
+@given(FITNESS, st.sampled_from([2, 3, 6]), NUMBERS)
+def test_what_a_group_shares_does_not_matter(values, group, hard):
+    fitness = torch.tensor(values, dtype=torch.float64)
+    other = fitness.clone()
+    other[:group] -= hard
+    torch.testing.assert_close(group_advantages(other, group), group_advantages(fitness, group))
+
+
+@given(FITNESS)
+def test_a_pair_is_half_of_its_difference(values):
+    expected = [(a - b) / 2 for a, b in zip(values[0::2], values[1::2], strict=True)]
+    fitness = torch.tensor(values, dtype=torch.float64)
+    assert pair_advantages(fitness).tolist() == pytest.approx(expected)
+    # A group of two is the same twice: the whole difference, and its negative.
+    two = torch.stack([pair_advantages(fitness), -pair_advantages(fitness)], dim=1).flatten()
+    torch.testing.assert_close(group_advantages(fitness, 2), 2 * two)
 
 
 @given(ANYTHING)

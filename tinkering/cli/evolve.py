@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -23,13 +23,12 @@ import tinkering
 from tinkering import data
 from tinkering.cli import network, reproduce
 from tinkering.cli.display import RunDisplay
+from tinkering.cli.recipes import RECIPES
 from tinkering.data import Dataset, Split
 from tinkering.errors import ArgumentError
 from tinkering.evaluation.batchnorm import norm_scales
-from tinkering.evaluation.classification import Classification
 from tinkering.evaluation.forward import fastest_dtype
 from tinkering.evaluation.predictions import predict_split
-from tinkering.noise import LowRank
 from tinkering.runs import folder, report
 from tinkering.runs.events import EventFile
 from tinkering.runs.evolve import Limits, Outcome, Record, evolve
@@ -39,7 +38,6 @@ from tinkering.runs.predictions import (
     gravest_mistakes,
     save_predictions,
 )
-from tinkering.strategies.evolution_strategy import EvolutionState, EvolutionStrategy
 
 DEFAULT_SECONDS = 120.0
 
@@ -54,24 +52,39 @@ class Evolve:
     """Channels of the first of the four stages; the others have 2, 4 and 8 times as many."""
     blocks: tuple[int, int, int, int] = (1, 1, 1, 1)
     """Residual blocks in each stage."""
-    population: int = 1024
-    """Members a generation, in antithetic pairs; each pair sees one training image."""
-    sigma: float = 0.02
-    """Standard deviation of a member's perturbation of each parameter."""
-    rank: int = 1
-    """Rank of the noise on weights; higher is closer to plain Gaussian noise, and slower."""
-    learning_rate: float = 0.03
-    """Adam's step: about the change of a parameter in a generation."""
-    decay: float = 50.0
-    """Generations until the step begins to shrink, as 1 / sqrt(1 + generation / decay)."""
+    strategy: Literal["outputs", "weights"] = "outputs"
+    """What is perturbed: what the layers put out, which learns faster, or the weights, whose
+    members are networks of their own."""
+    population: Annotated[int | None, tyro.conf.arg(metavar="NUMBER")] = None
+    """Members a generation: 512 at each layer for outputs, 1024 for weights."""
+    group: Annotated[int | None, tyro.conf.arg(metavar="NUMBER")] = None
+    """Members that see the same image, and are compared with each other: 8."""
+    sigma: Annotated[float | None, tyro.conf.arg(metavar="NUMBER")] = None
+    """Size of a perturbation: 0.1 of an output's root mean square, or 0.005 on a weight."""
+    learning_rate: Annotated[float | None, tyro.conf.arg(metavar="NUMBER")] = None
+    """Adam's step, about the change of a parameter in a generation: 0.004."""
+    decay: Annotated[float | None, tyro.conf.arg(metavar="NUMBER")] = None
+    """Generations until the step begins to shrink, as 1 / sqrt(1 + generation / decay): 200 for
+    outputs, 100 for weights."""
     averaging: float = 0.98
     """Weight of the past in the running average of the centre, 0 to below 1."""
-    shaping: Literal["z-score", "rank"] = "z-score"
-    """How the fitness differences of pairs are scaled."""
+    fitness: Literal["cross-entropy", "accuracy"] = "cross-entropy"
+    """What members are rated for: minus cross-entropy, or being right."""
+    antithetic: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Weights only: members come in pairs of opposite noise; needs --group 2."""
+    rank: int = 1
+    """Weights only: rank of the noise; higher is closer to plain Gaussian noise, and slower."""
+    shaping: Literal["raw", "z-score", "rank", "sign"] = "z-score"
+    """Weights only: how the differences of fitness are scaled."""
+    statistics: Literal["fixed", "renewed"] = "fixed"
+    """Weights only: BatchNorm's mean and variance, from the start or from each generation."""
     seconds: Annotated[float | None, tyro.conf.arg(metavar="SECONDS")] = None
     """Time limit in seconds. 120 if there is no --generations either."""
     generations: Annotated[int | None, tyro.conf.arg(metavar="NUMBER")] = None
     """Limit of generations; whichever limit comes first ends the run."""
+    validation: int = 0
+    """Training images to take out and to measure on, in place of the test images: for the
+    search for settings. They are called test images all the same."""
     measure_every: float = 10.0
     """Seconds between two measurements on held-out images; there is always one at the end."""
     seed: int = 0
@@ -88,28 +101,29 @@ class Evolve:
 
     def run(self, console: Console) -> int:
         """Evolve with a progress bar, and leave a run folder."""
-        strategy, limits = self._strategy(), self._limits()
+        limits = self._limits()
         if self.threads is not None:
             if self.threads < 1:
                 raise ArgumentError("threads", "an integer of at least 1", self.threads)
             torch.set_num_threads(self.threads)
-        dataset = data.load(self.data)
+        dataset = _with_validation(data.load(self.data), self.validation)
         settings = self._settings(dataset, limits)
+        recipe = RECIPES[self.strategy]
+        strategy = recipe.strategy(settings)
         model = network.initialise(settings["network"], self.seed)
         out = Path(settings["out"])
         events = EventFile(out) if self.tensorboard else None
         folder.create(out)
         folder.write_json(out / folder.CONFIG, settings)
 
-        dtype: torch.dtype = getattr(torch, settings["dtype"])
-        task = Classification(model, dataset, seed=self.seed, dtype=dtype)
+        task = recipe.task(settings, model, dataset)
         fixed = norm_scales(model)
         evolving = {n: p.detach() for n, p in model.named_parameters() if n not in fixed}
         console.print(
             f"{dataset.name}: {len(dataset.train):,} training images, {len(dataset.test):,} held "
             f"out, {len(dataset.classes)} classes\n"
-            f"network: {sum(p.numel() for p in model.parameters()):,} parameters; population: "
-            f"{self.population:,} members; {settings['threads']} threads, {settings['dtype']}",
+            f"network: {sum(p.numel() for p in model.parameters()):,} parameters; "
+            f"{recipe.members(settings)}; {settings['threads']} threads, {settings['dtype']}",
             soft_wrap=True,
         )
         with ExitStack() as stack:
@@ -128,18 +142,6 @@ class Evolve:
         save_predictions(out / PREDICTIONS, _kept(dataset.test, *said))
         return _finish(console, out, outcome)
 
-    def _strategy(self) -> EvolutionStrategy:
-        return EvolutionStrategy(
-            population=self.population,
-            sigma=self.sigma,
-            learning_rate=self.learning_rate,
-            decay=self.decay,
-            averaging=self.averaging,
-            shaping=self.shaping,
-            noise=LowRank(self.rank),
-            seed=self.seed,
-        )
-
     def _limits(self) -> Limits:
         without_limit = self.seconds is None and self.generations is None
         return Limits(
@@ -154,6 +156,10 @@ class Evolve:
         dtype = str(fastest_dtype()) if self.dtype == "auto" else self.dtype
         flags = {
             **asdict(self),
+            **{
+                flag: default if getattr(self, flag) is None else getattr(self, flag)
+                for flag, default in RECIPES[self.strategy].defaults.items()
+            },
             "out": str(self.out or Path("runs", re.sub(r"[^\w.-]+", "-", name))),
             "seconds": limits.seconds,
             "dtype": dtype.removeprefix("torch."),
@@ -177,7 +183,22 @@ class Evolve:
         }
 
 
-def _save(out: Path, outcome: Outcome[EvolutionState], tensors: dict[str, torch.Tensor]) -> None:
+def _with_validation(dataset: Dataset, count: int) -> Dataset:
+    """Return the data with some training images in the place of the test images."""
+    if not count:
+        return dataset
+    most = len(dataset.train) - 1
+    if not 0 < count <= most:
+        raise ArgumentError("validation", f"an integer from 0 to {most}", count)
+    train = dataset.subset(train=len(dataset.train)).train  # shuffled
+    halves = [
+        replace(train, pixels=train.pixels[part], labels=train.labels[part])
+        for part in (slice(count, None), slice(count))
+    ]
+    return replace(dataset, train=halves[0], test=halves[1])
+
+
+def _save(out: Path, outcome: Outcome[Any], tensors: dict[str, torch.Tensor]) -> None:
     """Write the network, and what the run came to."""
     folder.save_model(out / folder.MODEL, tensors)
     folder.write_json(
@@ -205,7 +226,7 @@ def _kept(test: Split, classes: torch.Tensor, confidence: torch.Tensor) -> Predi
     )
 
 
-def _finish(console: Console, out: Path, outcome: Outcome[EvolutionState]) -> int:
+def _finish(console: Console, out: Path, outcome: Outcome[Any]) -> int:
     """Draw the report, print what the run came to, and return the exit code."""
     page = report.write_report(out)
     console.print(

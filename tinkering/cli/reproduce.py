@@ -17,13 +17,16 @@ def command(flags: Mapping[str, Any]) -> str:
         flags: the fields of `Evolve` and what each came to; None is a flag not given.
 
     Example:
-        >>> command({"data": "idx:my digits", "blocks": (1, 1), "threads": None, "out": "runs/a"})
-        "tinkering evolve --data 'idx:my digits' --blocks 1 1"
+        >>> flags = {"data": "idx:my digits", "blocks": (1, 1), "threads": None, "out": "runs/a"}
+        >>> command({**flags, "antithetic": True})
+        "tinkering evolve --data 'idx:my digits' --blocks 1 1 --antithetic"
     """
     words = ["tinkering", "evolve"]
     for name, value in flags.items():
-        if value is None or name in _ONLY_ITS_OWN:
+        if value is None or value is False or name in _ONLY_ITS_OWN:
             continue
         words.append(f"--{name.replace('_', '-')}")
+        if value is True:
+            continue
         words += [str(part) for part in (value if isinstance(value, list | tuple) else [value])]
     return shlex.join(words)

@@ -22,7 +22,7 @@ from tinkering.evaluation.member_nodes import NODES, batch_statistics
 from tinkering.evaluation.placement import Placement, place_images
 from tinkering.evaluation.threads import map_in_order
 from tinkering.noise import Factors
-from tinkering.population import Draw, PerturbedPopulation
+from tinkering.population import Draw, PerturbedPopulation, Sigma
 
 
 class FactoredForward:
@@ -59,13 +59,13 @@ class FactoredForward:
             node.name: call for node in program.plain if (call := binder.node(node)) is not None
         }
 
-    def __call__(self, x: Tensor, draw: Draw, sigma: float, images: int) -> Tensor:
+    def __call__(self, x: Tensor, draw: Draw, sigma: Sigma, images: int) -> Tensor:
         """Return what some members make of their batches, ``[members, batch, ...]``.
 
         Args:
             x: ``[members, batch, ...]``.
             draw: the members' noise.
-            sigma: multiplies it.
+            sigma: multiplies it; one number, or one a parameter.
             images: at a time.
         """
         members, batch = x.shape[:2]
@@ -86,7 +86,7 @@ class FactoredForward:
         x: Tensor,
         rows: Tensor,
         signs: Tensor,
-        drawn: tuple[Mapping[str, Factors], float, dict[object, Any]],
+        drawn: tuple[Mapping[str, Factors], Sigma, dict[object, Any]],
     ) -> Tensor:
         """Return what members make of ``x``, ``[members, batch, ...]``, as one batch."""
         batch = x.shape[1]

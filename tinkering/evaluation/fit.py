@@ -25,9 +25,17 @@ def require_fit(model: nn.Module, population: Population) -> None:
         tinkering.errors.ArgumentError: population: needed only parameters that the model has, got
         '0.weight'. The model has 'weight', 'bias'.
     """
+    require_state_fits(model, *_member(population))
+
+
+def require_state_fits(
+    model: nn.Module, params: Mapping[str, Tensor], buffers: Mapping[str, Tensor]
+) -> None:
+    """Refuse parameters or buffers that the module has not, or not so, as `require_fit` does."""
     held: tuple[dict[str, Tensor], ...]
     held = dict(model.named_parameters()), dict(model.named_buffers())
-    for kind, member, own in zip(("parameters", "buffers"), _member(population), held, strict=True):
+    given = params, buffers
+    for kind, member, own in zip(("parameters", "buffers"), given, held, strict=True):
         for name, value in member.items():
             if name not in own:
                 raise ArgumentError(

@@ -11,7 +11,7 @@ No class and no layer name is looked at, only operations, so this holds for any 
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -91,7 +91,7 @@ class Program:
         (output,) = (node for node in captured.graph.nodes if node.op == "output")
         self.output: fx.Node = output.args[0][0]
         self._released = self._last_uses()
-        # Images and buffers are the caller's: a step that writes into one writes into a copy.
+        # By the operation that made the tensor; of fused steps', the first one.
         self._written = {_memory(node).name for node in self.plain if _writes(node)}
 
     @cached_property
@@ -138,32 +138,98 @@ class Program:
                 called with the node's arguments.
         """
         calls = node_calls or {}
-        known: dict[str, Any] = {**values, self.captured.images: as_float32(images)}
-        known |= {name: known[name].clone() for name in self._written & known.keys()}
+        known = self.begin(images, values)
         for step, released in self.walk():
-            if isinstance(step, Fused):
-                residual = None if step.residual is None else known[step.residual.name]
-                known[step.last.name] = call_fused(step, known[step.source.name], residual)
-            else:
-                known[step.name] = _call(step, calls.get(step.name), known)
+            known[name_of(step)] = self._computed(step, known, call_fused, calls)
             for name in released:
                 del known[name]
         result: Tensor = known[self.output.name]
         return result
 
+    def begin(self, images: Tensor, values: Mapping[str, Tensor]) -> dict[str, Any]:
+        """Return the values before the first step; the arguments are as in `run`."""
+        known: dict[str, Any] = {**values, self.captured.images: as_float32(images)}
+        # Images and buffers are the caller's: a step that writes into one writes into a copy.
+        return known | {name: known[name].clone() for name in self._written & known.keys()}
+
+    def go_on(self, known: dict[str, Any], after: int, call_fused: FusedCall) -> Iterator[Step]:
+        """Compute the steps behind one, and yield each when its value is known.
+
+        Args:
+            known: the values by name; it is given those of the steps, and loses none.
+            after: the position of the step; -1 for the beginning.
+            call_fused: as in `run`.
+        """
+        for step in self.steps[after + 1 :]:
+            known[name_of(step)] = self._computed(step, known, call_fused, {})
+            yield step
+
+    def needed_after(self, position: int) -> list[fx.Node]:
+        """Return the values from up to a step that later steps read, and the output.
+
+        Weights and buffers are left out, but for those that a step writes into.
+        """
+        made = {_made(step) for step in self.steps[position + 1 :]}
+        read = dict.fromkeys(node for step in self.steps[position + 1 :] for node in _reads(step))
+        read[self.output] = None
+        changing = {self.captured.images, *self._written}
+        return [
+            node
+            for node in read
+            if node not in made and (node.op != "placeholder" or node.name in changing)
+        ]
+
+    def is_written(self, node: fx.Node, after: int = -1) -> bool:
+        """Return whether a step behind a position writes into the memory of a value."""
+        if _memory(node).name not in self._written:
+            return False
+        later = [step for step in self.steps[after + 1 :] if isinstance(step, fx.Node)]
+        return any(_writes(step) and _memory(step) is _memory(node) for step in later)
+
+    def share_memory(self, nodes: Iterable[fx.Node]) -> bool:
+        """Return whether two of some values may be in the same memory."""
+        owners = [_memory(node) for node in nodes]
+        return len(set(owners)) < len(owners)
+
+    def _computed(
+        self,
+        step: Step,
+        known: Mapping[str, Any],
+        call_fused: FusedCall,
+        calls: Mapping[str, NodeCall],
+    ) -> Any:
+        if not isinstance(step, Fused):
+            call = calls.get(step.name)
+            if step.target is _aten.view.default and not self.is_written(step):
+                # Layers here make other strides than the module's, and these a view may not fit.
+                call = call or _aten.reshape.default
+            return _call(step, call, known)
+        residual = None if step.residual is None else known[step.residual.name]
+        return call_fused(step, known[step.source.name], residual)
+
     def _last_uses(self) -> list[list[str]]:
         """Return the values that are needed no more after each step."""
         last = {self.output.name: len(self.steps)}
         for at, step in enumerate(self.steps):
-            if isinstance(step, Fused):
-                reads = [step.source, *([step.residual] if step.residual is not None else [])]
-            else:
-                reads = step.all_input_nodes
-            last |= {node.name: at for node in reads if node.op != "placeholder"}
-            made = step.last if isinstance(step, Fused) else step
-            last.setdefault(made.name, at)  # a value that nobody reads
+            last |= {node.name: at for node in _reads(step) if node.op != "placeholder"}
+            last.setdefault(name_of(step), at)  # a value that nobody reads
         last[self.output.name] = len(self.steps)
         return [[name for name, use in last.items() if use == at] for at in range(len(self.steps))]
+
+
+def name_of(step: Step) -> str:
+    """Return the name of the value that a step makes."""
+    return _made(step).name
+
+
+def _made(step: Step) -> fx.Node:
+    return step.last if isinstance(step, Fused) else step
+
+
+def _reads(step: Step) -> list[fx.Node]:
+    if not isinstance(step, Fused):
+        return list(step.all_input_nodes)
+    return [step.source] if step.residual is None else [step.source, step.residual]
 
 
 def arguments(node: fx.Node) -> dict[str, Any]:

@@ -29,6 +29,7 @@ from tinkering.evaluation.narrow import NarrowConv, is_narrow
 from tinkering.evaluation.placement import Placement
 from tinkering.native.correction import Shape
 from tinkering.noise import Factors
+from tinkering.population import Sigma
 
 Made = TypeVar("Made")
 
@@ -43,7 +44,8 @@ class Tile:
     """``[images]``: the row of each image's pair."""
     signs: Tensor
     """``[images]``: the sign of each image's member."""
-    sigma: float
+    sigma: Sigma
+    """What the noise is multiplied by: one number, or one a parameter."""
     batch: int
     """Images a member; those of a member lie beside each other."""
     kept: dict[object, Any] = field(default_factory=dict)
@@ -52,6 +54,26 @@ class Tile:
     def vector(self, name: str | None) -> Tensor | None:
         """Return the noise of a vector, ``[pairs, length]``; None where there is none."""
         return None if name is None else self.noise[name].dense()
+
+    def sigma_of(self, name: str | None) -> float:
+        """Return what a parameter's noise is multiplied by; 0 where there is none."""
+        if name is None:
+            return 0.0
+        return self.sigma[name] if isinstance(self.sigma, Mapping) else self.sigma
+
+    def vectors(
+        self, first: str | None, second: str | None
+    ) -> tuple[Tensor | None, Tensor | None, float]:
+        """Return the noise of two vectors, and what both have to be multiplied by.
+
+        Layers take one number for the two, so two that differ are multiplied in here: into
+        ``[pairs, length]``, which is nothing beside the images.
+        """
+        one, other = self.vector(first), self.vector(second)
+        sigma, sigma_of_other = self.sigma_of(first), self.sigma_of(second)
+        if one is None or other is None or sigma == sigma_of_other:
+            return one, other, sigma_of_other if one is None else sigma
+        return *self.once((first, second), lambda: (one * sigma, other * sigma_of_other)), 1.0
 
     def once(self, key: object, make: Callable[[], Made]) -> Made:
         """Return what `make` returns, made once for all tiles that share the noise."""
@@ -133,10 +155,9 @@ class MemberLayer:
             out = self._computed(tile, x, held, overwrite)
         else:
             out = self._computed(tile, x, None, overwrite=False)
-            noise = tile.vector(self._names.scale), tile.vector(self._names.shift)
-            out = affine(
-                out, held, self._after, noise, self._relu, tile.rows, tile.signs, tile.sigma
-            )
+            scale, shift, sigma = tile.vectors(self._names.scale, self._names.shift)
+            noise, of_image = (scale, shift), (tile.rows, tile.signs)
+            out = affine(out, held, self._after, noise, self._relu, *of_image, sigma)
         out = layer.leave(out)
         return out if self._placement.is_first else self._placement.back(out)
 
@@ -171,7 +192,7 @@ class MemberLayer:
 
     def _correction(self, tile: Tile, shape: Shape) -> Correction:
         shift, shift_scale = self._shift_noise(tile)
-        scale = self._folded.scale * tile.sigma
+        scale = self._folded.scale * tile.sigma_of(self._names.weight)
         return Correction(shape, layer_noise(self._weight_noise(tile), scale, shift, shift_scale))
 
     def _weight_noise(self, tile: Tile) -> Factors | None:
@@ -192,7 +213,8 @@ class MemberLayer:
         if x.dim() == 4:
             other = other.contiguous(memory_format=torch.channels_last)
         if weight is not None:
-            dense = of_members(weight, tile.rows, tile.signs, tile.sigma)
+            sigma = tile.sigma_of(self._names.weight)
+            dense = of_members(weight, tile.rows, tile.signs, sigma)
             dense = dense.unsqueeze(3) if dense.dim() < x.dim() + 1 else dense  # along a line
             dense = dense * self._folded.scale.view(1, -1, 1, *spread)
             other += grouped_correction(x, dense.to(x.dtype), layer.geometry)
@@ -203,13 +225,13 @@ class MemberLayer:
 
     def _shift_noise(self, tile: Tile) -> tuple[Tensor | None, Tensor]:
         """Return the noise of what is added to the outputs, and what it is multiplied by."""
-        bias = tile.vector(self._names.bias)
-        shift = tile.vector(self._names.shift) if self._adds_shift else None
-        sigma = torch.full_like(self._folded.scale, tile.sigma)
+        name = self._names.shift if self._adds_shift else None
+        bias, shift, amount = tile.vectors(self._names.bias, name)
+        sigma = torch.full_like(self._folded.scale, amount)
         if bias is None:
             return shift, sigma
         if shift is None:
-            return bias, self._folded.scale * tile.sigma
+            return bias, self._folded.scale * amount
         return bias * self._folded.scale + shift, sigma
 
 
@@ -229,12 +251,12 @@ class MemberNorm:
     def __call__(self, tile: Tile, x: Tensor, residual: Tensor | None, overwrite: bool) -> Tensor:
         """Return the norm's result for a tile, as `MemberLayer` does."""
         del overwrite
-        scale, shift = tile.vector(self._names.scale), tile.vector(self._names.shift)
+        scale, shift, sigma = tile.vectors(self._names.scale, self._names.shift)
         if scale is not None:
             moved = scale * self._offset
             scale, shift = scale * self._inverse, moved if shift is None else shift + moved
         x, noise, relu = x.to(self._dtype), (scale, shift), self._relu
-        return affine(x, residual, self._folded, noise, relu, tile.rows, tile.signs, tile.sigma)
+        return affine(x, residual, self._folded, noise, relu, tile.rows, tile.signs, sigma)
 
 
 def own_affine(step: Fused, values: Values) -> Affine:

@@ -43,8 +43,8 @@ def embedding(node: fx.Node, name: NameOf) -> MemberNode:
         out = F.embedding(indices, weight)
         if table is None:
             return out
-        noise = tile.noise[table]
-        return out + embedding_noise(noise, indices, tile.rows, tile.signs, tile.sigma)
+        noise, sigma = tile.noise[table], tile.sigma_of(table)
+        return out + embedding_noise(noise, indices, tile.rows, tile.signs, sigma)
 
     return MemberNode(call, given["indices"])
 
@@ -129,7 +129,7 @@ def arithmetic(node: fx.Node, name: NameOf) -> MemberNode | None:
     operation: Callable[..., Any] = node.target  # type: ignore[assignment]
 
     def call(tile: Tile, *given: Any, **options: Any) -> Any:
-        own = of_members(tile.noise[names[at] or ""], tile.rows, tile.signs, tile.sigma)
+        own = _own_noise(tile, names[at] or "")
         values = list(given)
         values[at] = (values[at] + own.view(len(own), *values[at].shape)).view(spread)
         return operation(*values, **options)
@@ -158,10 +158,14 @@ def _scaled(
     own: list[Tensor | None] = []
     for parameter, name in zip(parameters, names, strict=True):
         if parameter is not None and name is not None:
-            noise = of_members(tile.noise[name], tile.rows, tile.signs, tile.sigma)
-            own.append((parameter + noise).view(spread))
+            own.append((parameter + _own_noise(tile, name)).view(spread))
         else:
             own.append(None if parameter is None else parameter.view(1, *spread[1:]))
     scale, shift = own
     out = out if scale is None else out * scale
     return out if shift is None else out + shift
+
+
+def _own_noise(tile: Tile, name: str) -> Tensor:
+    """Return what a parameter's noise adds to it for each image, ``[images, *shape]``."""
+    return of_members(tile.noise[name], tile.rows, tile.signs, tile.sigma_of(name))

@@ -101,6 +101,21 @@ def make_plan(job: Job, engine: str, reason: str, budget: int | None, keeps_logi
     return Plan(engine, reason, tiles, job.dtype, sizes.needed(tiles), budget, _notes(job))
 
 
+def images_in_cache(largest: int, weights: int) -> int:
+    """Return how many images a run should have, a power of two.
+
+    Args:
+        largest: bytes of an image's largest activation.
+        weights: bytes of all weights.
+
+    Example:
+        >>> images_in_cache(largest=50_000, weights=10_000)
+        32
+    """
+    room = max(_CACHE, weights // _SHARE_OF_WEIGHTS)
+    return 1 << (max(1, min(_MOST_IMAGES, room // largest)).bit_length() - 1)
+
+
 class _Sizes:
     """Bytes of what an evaluation holds."""
 
@@ -125,10 +140,8 @@ class _Sizes:
 
     def images_in_cache(self) -> int:
         """Return how many images a tile should have."""
-        weights = self._parameters * self._dtype.itemsize
-        room = max(_CACHE, weights // _SHARE_OF_WEIGHTS)
-        fitting = room // (self._largest * self._dtype.itemsize)
-        return 1 << (max(1, min(_MOST_IMAGES, fitting)).bit_length() - 1)
+        size = self._dtype.itemsize
+        return images_in_cache(self._largest * size, self._parameters * size)
 
     def members_a_draw(self) -> int:
         """Return how many members' noise should be drawn at once."""

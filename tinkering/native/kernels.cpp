@@ -679,30 +679,47 @@ void fold_bfloat16(const float* weight, const float* scale, void* out, int64_t o
   fold(weight, scale, (bfloat16*)out, outputs, channels, taps);
 }
 
-// Philox4x64-10 (Salmon et al. 2011), stretch by stretch: `blocks` blocks of four words, each
-// word four normals. A stretch's key is (seed, key); the counter is (first, generation, 0, 0)
-// and counts up before a block is made, as numpy's.
+// Philox4x64-10 (Salmon et al. 2011) for one counter.
+static inline void philox(uint64_t c0, uint64_t c1, uint64_t k0, uint64_t k1, uint64_t* words) {
+  uint64_t c2 = 0, c3 = 0;
+  for (int round = 0; round < 10; ++round) {
+    const unsigned __int128 p = (unsigned __int128)0xD2E7470EE14C6C93ull * c0;
+    const unsigned __int128 q = (unsigned __int128)0xCA5A826395121157ull * c2;
+    const uint64_t n0 = uint64_t(q >> 64) ^ c1 ^ k0, n2 = uint64_t(p >> 64) ^ c3 ^ k1;
+    c1 = uint64_t(q);
+    c3 = uint64_t(p);
+    c0 = n0;
+    c2 = n2;
+    k0 += 0x9E3779B97F4A7C15ull;
+    k1 += 0xBB67AE8584CAA73Bull;
+  }
+  words[0] = c0, words[1] = c1, words[2] = c2, words[3] = c3;
+}
+
+// Stretch by stretch: `blocks` blocks of four words, each word four normals. A stretch's key is
+// (seed, key); the counter is (first, generation, 0, 0) and counts up before a block is made, as
+// numpy's.
 void normals(int64_t stretches, uint64_t seed, const uint64_t* keys, const uint64_t* firsts,
              uint64_t generation, const uint64_t* blocks, const float* quantiles, float* out) {
+  uint64_t words[4];
   for (int64_t s = 0; s < stretches; ++s)
     for (uint64_t b = 0; b < blocks[s]; ++b) {
-      uint64_t c0 = firsts[s] + b + 1, c1 = generation;
-      uint64_t c2 = 0, c3 = 0, k0 = seed, k1 = keys[s];
-      for (int round = 0; round < 10; ++round) {
-        const unsigned __int128 p = (unsigned __int128)0xD2E7470EE14C6C93ull * c0;
-        const unsigned __int128 q = (unsigned __int128)0xCA5A826395121157ull * c2;
-        const uint64_t n0 = uint64_t(q >> 64) ^ c1 ^ k0, n2 = uint64_t(p >> 64) ^ c3 ^ k1;
-        c1 = uint64_t(q);
-        c3 = uint64_t(p);
-        c0 = n0;
-        c2 = n2;
-        k0 += 0x9E3779B97F4A7C15ull;
-        k1 += 0xBB67AE8584CAA73Bull;
-      }
-      const uint64_t words[4] = {c0, c1, c2, c3};
+      philox(firsts[s] + b + 1, generation, seed, keys[s], words);
       for (int w = 0; w < 4; ++w)
         for (int h = 0; h < 4; ++h) *out++ = quantiles[(words[w] >> (16 * h)) & 0xffff];
     }
+}
+
+// One stretch, and every bit a sign, the lowest first: +1 or -1 as bfloat16.
+void signs(uint64_t seed, uint64_t key, uint64_t first, uint64_t generation, uint64_t blocks,
+           uint16_t* out) {
+  uint64_t words[4];
+  for (uint64_t b = 0; b < blocks; ++b) {
+    philox(first + b + 1, generation, seed, key, words);
+    for (int w = 0; w < 4; ++w, out += 64)
+      for (int bit = 0; bit < 64; ++bit)
+        out[bit] = uint16_t(0x3F80 | ((words[w] >> bit & 1) << 15));
+  }
 }
 
 }  // extern "C"

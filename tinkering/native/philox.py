@@ -62,11 +62,43 @@ def normals(
     return out
 
 
+def signs(
+    key: tuple[int, int], first: int, generation: int, blocks: int
+) -> Float[Tensor, " numbers"] | None:
+    """Return 256 signs a block, +1 or -1 in bfloat16; None without compiled kernels.
+
+    Args:
+        key: of the stretch; the other arguments are as in `normals`.
+        first: the counter's first word before the first block.
+        generation: the counter's second word.
+        blocks: how many.
+
+    Example:
+        >>> values = signs((0, 0), first=0, generation=0, blocks=3)
+        >>> values is None or values.abs().sum().item() == 3 * 256
+        True
+    """
+    built = library()
+    if built is None:
+        return None
+    out = torch.empty(256 * blocks, dtype=torch.bfloat16, device="cpu")
+    _sign_kernel(built)(*key, first, generation, blocks, out.data_ptr())
+    return out
+
+
 @cache
 def _kernel(built: ctypes.CDLL) -> Callable[..., None]:
     """Return the function, which ctypes has been told the signature of."""
     kernel = built.normals
     word, words, pointer = ctypes.c_uint64, ctypes.POINTER(ctypes.c_uint64), ctypes.c_void_p
     kernel.argtypes = [ctypes.c_int64, word, words, words, word, words, pointer, pointer]
+    kernel.restype = None
+    return kernel
+
+
+@cache
+def _sign_kernel(built: ctypes.CDLL) -> Callable[..., None]:
+    kernel = built.signs
+    kernel.argtypes = [*[ctypes.c_uint64] * 5, ctypes.c_void_p]
     kernel.restype = None
     return kernel

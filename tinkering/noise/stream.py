@@ -32,6 +32,7 @@ from tinkering.native import philox
 _WORDS = 2**64
 _WORDS_PER_BLOCK = 4
 _NORMALS_PER_BLOCK = 4 * _WORDS_PER_BLOCK
+_SIGNS_PER_BLOCK = 64 * _WORDS_PER_BLOCK
 
 
 @dataclass(frozen=True)
@@ -107,6 +108,39 @@ class Stream:
             name: part.view(len(pairs), each * _NORMALS_PER_BLOCK)[:, :count]
             for part, each, (name, count) in zip(split, blocks, counts.items(), strict=True)
         }
+
+    def signs(self, name: str, rows: range, count: int) -> Float[Tensor, "rows count"]:
+        """Return `count` signs for each row of a contiguous range: +1 or -1, equally likely.
+
+        They are noise of unit variance that costs a bit a number.
+
+        Args:
+            name: of what they are for; other names give independent signs.
+            rows: the rows wanted, ``range(start, stop)``.
+            count: signs a row; part of the address, as in `normals`.
+
+        Returns:
+            bfloat16, which holds them exactly.
+
+        Raises:
+            ArgumentError: (a ``ValueError``) as in `normals`, with `rows` called ``pairs``.
+
+        Example:
+            >>> whole = Stream(seed=0, generation=3).signs("stage", range(0, 10), 5)
+            >>> torch.equal(whole[7:9], Stream(seed=0, generation=3).signs("stage", range(7, 9), 5))
+            True
+        """
+        blocks = -(-count // _SIGNS_PER_BLOCK)
+        _check_pairs(rows, blocks)
+        key, first, total = _digest(name), rows.start * blocks, len(rows) * blocks
+        seed, generation = int(self.seed), int(self.generation)
+        numbers = philox.signs((seed, key), first, generation, total)
+        if numbers is None:
+            bits = np.unpackbits(
+                self._words(key, first, total).astype("<u8").view(np.uint8), bitorder="little"
+            )
+            numbers = torch.from_numpy(1.0 - 2.0 * bits.astype(np.float32)).bfloat16()
+        return numbers.view(len(rows), blocks * _SIGNS_PER_BLOCK)[:, :count]
 
     def _words(self, key: int, first_block: int, blocks: int) -> np.ndarray:
         """Return the generator's words, from numpy."""

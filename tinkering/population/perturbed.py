@@ -18,6 +18,9 @@ from tinkering.population.member import ParamsAndBuffers, as_module, part_of
 _MEMBERS_PER_DRAW = 1024
 """Members whose noise is in memory at a time."""
 
+Sigma = float | Mapping[str, float]
+"""One standard deviation for all parameters, or one for each by its name."""
+
 
 @dataclass(frozen=True)
 class Draw:
@@ -34,7 +37,8 @@ class Draw:
 class PerturbedPopulation:
     """A centre plus ``sigma * noise``: members exist only when asked for.
 
-    Member i's parameters are ``centre + sigma * sign * noise(seed, generation, pair)``. With
+    Member i's parameters are ``centre + sigma * sign * noise(seed, generation, pair)``, where
+    sigma may be one number for each parameter. With
     `antithetic`, members 2p and 2p + 1 are the pair p, with signs + and - (mirrored
     sampling, Brockhoff et al. 2010); otherwise every member has noise of its own. All
     members share the centre's buffers, thus its BatchNorm statistics.
@@ -47,7 +51,9 @@ class PerturbedPopulation:
         model: the centre: a module, or its parameters by name (then there are no buffers,
             and `materialise` needs a module).
         size: members; even if `antithetic`.
-        sigma: standard deviation of each parameter's perturbation.
+        sigma: standard deviation of each parameter's perturbation: a number, or numbers by
+            the parameters' names, exactly those of `model`. To leave a parameter out, hand in
+            the others as a dict: 0 perturbs it by nothing, yet takes the time of one.
         noise: kind of the noise.
         seed: 0 to 2^64 - 1.
         generation: from 0; another generation draws independent noise.
@@ -65,13 +71,16 @@ class PerturbedPopulation:
         torch.Size([4, 8])
         >>> population.materialise(3)
         Linear(in_features=8, out_features=4, bias=True)
+        >>> sigma = {"weight": 0.1, "bias": 0.5}
+        >>> PerturbedPopulation(nn.Linear(8, 4), size=6, sigma=sigma).sigma_of("bias")
+        0.5
     """
 
     def __init__(
         self,
         model: nn.Module | Mapping[str, Tensor],
         size: int,
-        sigma: float,
+        sigma: Sigma,
         noise: Noise | None = None,
         seed: int = 0,
         generation: int = 0,
@@ -83,8 +92,6 @@ class PerturbedPopulation:
             raise ArgumentError(
                 "size", "an even number of members, because they come in antithetic pairs", size
             )
-        if not 0 <= sigma < float("inf"):
-            raise ArgumentError("sigma", "a finite number of at least 0", sigma)
         if not 0 <= seed < 2**64:
             raise ArgumentError("seed", "an integer from 0 to 2^64 - 1", seed)
         if generation < 0:
@@ -97,7 +104,7 @@ class PerturbedPopulation:
             self.buffers = dict(model.named_buffers())
         else:
             self.params = dict(model)
-        self.sigma = sigma
+        self.sigma = _checked(sigma, self.params)
         self.noise: Noise = LowRank(rank=1) if noise is None else noise
         self.stream = Stream(seed, generation)
         self.antithetic = antithetic
@@ -121,6 +128,10 @@ class PerturbedPopulation:
         part.members = part_of(self.members, index)
         return part
 
+    def sigma_of(self, name: str) -> float:
+        """Return the standard deviation of one parameter's perturbation."""
+        return self.sigma[name] if isinstance(self.sigma, Mapping) else self.sigma
+
     def with_buffers(self, buffers: Mapping[str, Tensor]) -> PerturbedPopulation:
         """Return the same members with other buffers, such as fresh BatchNorm statistics."""
         population = copy.copy(self)
@@ -135,11 +146,10 @@ class PerturbedPopulation:
         """
         position = range(len(self))[index]  # an IndexError of Python's own, with its rules
         drawn = self[position : position + 1].draw()
-        scale = drawn.signs * self.sigma
-        params = {
-            name: centre + drawn.noise[name].scaled(scale).dense()[0].to(centre)
-            for name, centre in self.params.items()
-        }
+        params = {}
+        for name, centre in self.params.items():
+            noise = drawn.noise[name].scaled(drawn.signs * self.sigma_of(name))
+            params[name] = centre + noise.dense()[0].to(centre)
         return params, self.buffers
 
     def materialise(self, index: int, model: nn.Module | None = None) -> nn.Module:
@@ -193,3 +203,24 @@ class PerturbedPopulation:
             for name, factors in drawn.noise.items():
                 total[name] += factors.weighted_sum(by_pair)
         return total
+
+
+def _checked(sigma: Sigma, params: Mapping[str, Tensor]) -> Sigma:
+    """Return sigma, in the order of the parameters where it has their names.
+
+    Raises:
+        ArgumentError: (a ``ValueError``) a number is out of range, or the names are others.
+    """
+    if not isinstance(sigma, Mapping):
+        if not 0 <= sigma < float("inf"):
+            raise ArgumentError("sigma", "a finite number of at least 0", sigma)
+        return float(sigma)
+    for name in params:
+        if name not in sigma:
+            raise ArgumentError("sigma", f"a number for the parameter {name!r}", "none")
+    for name, value in sigma.items():
+        if name not in params:
+            raise ArgumentError("sigma", "only names of the population's parameters", repr(name))
+        if not 0 <= value < float("inf"):
+            raise ArgumentError("sigma", f"a finite number of at least 0 for {name!r}", value)
+    return {name: float(sigma[name]) for name in params}

@@ -22,14 +22,23 @@ Record = dict[str, int | float]
 
 
 @runtime_checkable
+class Scores(Protocol):
+    """What an evaluation returns where there is more to tell than a number a member."""
+
+    @property
+    def fitness(self) -> Tensor:
+        """Of each member, ``[members]``."""
+
+
+@runtime_checkable
 class Strategy(Protocol[State]):
     """What the loop needs of a strategy."""
 
     def ask(self, state: State) -> Any:
         """Return the population of a generation."""
 
-    def tell(self, state: State, fitness: Tensor) -> State:
-        """Return the state after a generation."""
+    def tell(self, state: State, fitness: Any) -> State:
+        """Return the state after a generation, from what the evaluator returned."""
 
     def centre(self, state: State) -> Mapping[str, Tensor]:
         """Return the parameters to use, by name."""
@@ -39,8 +48,8 @@ class Strategy(Protocol[State]):
 class Evaluator(Protocol):
     """What the loop needs of an evaluation."""
 
-    def fitness(self, population: Any, generation: int) -> Tensor:
-        """Return the fitness of each member, ``[members]``."""
+    def fitness(self, population: Any, generation: int) -> Tensor | Scores:
+        """Return the fitness of each member, ``[members]``, or `Scores` with that."""
 
     def images(self, population: Any) -> int:
         """Return the model-images that evaluating this population takes: members x images."""
@@ -132,7 +141,7 @@ def evolve(
                 "generation": generation,
                 "evaluations": evaluations,
                 "seconds": seconds,
-                **_summary(fitness),
+                **_summary(fitness if isinstance(fitness, Tensor) else fitness.fitness),
             }
             # Asked once a generation: a Ctrl-C later in it ends the next one, which is measured.
             reason = _why_end(limits, interrupt, seconds, generation)

@@ -1,4 +1,24 @@
-"""Shaping: the fitness differences of antithetic pairs become utilities.
+"""Shaping: fitness becomes utilities, the weights of the noise in an update.
+
+First comes the advantage: fitness compared with that of those who met the same images.
+
+pairs   Members 2p and 2p + 1 have mirrored noise. The advantage of the pair is half of the
+        difference of their fitness; it belongs to the noise of the first.
+groups  Each member has noise of its own. Its advantage is its fitness minus the mean fitness
+        of the others in its group: what its group shares, such as hard images, cancels out,
+        and no member is compared with itself, so nothing is biased. (Kool et al. 2019, "Buy 4
+        REINFORCE Samples, Get a Baseline for Free!")
+
+Then the shaping, a function of all advantages of a generation:
+
+name     pairs                                           groups
+raw      the advantage itself                            likewise
+z-score  divided by the root mean square of all          likewise
+rank     sign times the rank by magnitude, 0 to 1        centred rank, -1 to 1
+sign     -1, 0 or 1: whether the first member is fitter  -1, 0 or 1: fitter than its group
+
+The two ranks are one thing: a pair's advantage counts for one member as it is and for the other
+with its sign turned, and the centred rank among all of those is the signed rank of it.
 
 What a fitness that is not finite is worth: it counts as the worst finite fitness of its
 generation, so a member that went bad is never preferred and a single one cannot
@@ -13,8 +33,8 @@ import torch
 from torch import Tensor
 
 Shaping = Callable[[Tensor], Tensor]
-"""``(differences [pairs]) -> utilities [pairs]``; odd, so that swapping a pair's members
-swaps the sign of its utility."""
+"""``(advantages [pairs or members]) -> utilities``, of the same shape. It is odd: members of a
+pair may swap places, and then their utility swaps its sign."""
 
 
 def replace_non_finite(fitness: Tensor) -> Tensor | None:
@@ -36,24 +56,61 @@ def replace_non_finite(fitness: Tensor) -> Tensor | None:
     return torch.where(finite, fitness, fitness[finite].min())
 
 
-def z_score(differences: Tensor) -> Tensor:
-    """Return differences divided by their root mean square; zeros stay zeros.
+def pair_advantages(fitness: Tensor) -> Tensor:
+    """Return half of the difference in each pair, ``[members / 2]``.
 
-    The mean is not taken off: a pair's order is arbitrary, so the mean says nothing.
+    Example:
+        >>> pair_advantages(torch.tensor([3.0, 1.0, 0.0, 4.0]))
+        tensor([ 1., -2.])
+    """
+    # Halves, because a difference could overflow.
+    return fitness[0::2] / 2 - fitness[1::2] / 2
+
+
+def group_advantages(fitness: Tensor, group: int) -> Tensor:
+    """Return each member's fitness minus the mean of the others in its group, ``[members]``.
+
+    That is the same as its fitness minus the mean of the whole group, times
+    ``group / (group - 1)``.
+
+    Example:
+        >>> group_advantages(torch.tensor([3.0, 0.0, 0.0, 9.0, 9.0, 9.0]), group=3)
+        tensor([ 3.0000, -1.5000, -1.5000,  0.0000,  0.0000,  0.0000])
+    """
+    each = fitness.view(-1, group)
+    centred = each - each.mean(dim=1, keepdim=True)
+    return (centred * (group / (group - 1))).flatten()
+
+
+def raw(advantages: Tensor) -> Tensor:
+    """Return advantages as they are: the update follows the gradient, length and all.
+
+    Example:
+        >>> raw(torch.tensor([3.0, -4.0]))
+        tensor([ 3., -4.])
+    """
+    return advantages
+
+
+def z_score(advantages: Tensor) -> Tensor:
+    """Return advantages divided by their root mean square; zeros stay zeros.
+
+    The mean is not taken off: a pair's order is arbitrary, so its mean says nothing, and in
+    groups it is zero already.
 
     Example:
         >>> z_score(torch.tensor([3.0, -4.0, 0.0, 0.0]))
         tensor([ 1.2000, -1.6000,  0.0000,  0.0000])
     """
     # Divided by the largest first: squares of large differences would overflow.
-    largest = differences.abs().max().clamp_min(torch.finfo(differences.dtype).tiny)
-    relative = differences / largest
+    largest = advantages.abs().max().clamp_min(torch.finfo(advantages.dtype).tiny)
+    relative = advantages / largest
     rms = relative.square().mean().sqrt()
-    return relative / rms.clamp_min(torch.finfo(differences.dtype).tiny)
+    return relative / rms.clamp_min(torch.finfo(advantages.dtype).tiny)
 
 
-def signed_rank(differences: Tensor) -> Tensor:
-    """Return each difference's sign times its rank by magnitude, at most 1.
+def signed_rank(advantages: Tensor) -> Tensor:
+    """Return each advantage's sign times its rank by magnitude, at most 1.
 
     Keeps the order and forgets the scale (as the centred ranks of Salimans et al. 2017,
     arXiv 1703.03864, do for members), so outliers weigh no more than their place.
@@ -62,11 +119,45 @@ def signed_rank(differences: Tensor) -> Tensor:
         >>> signed_rank(torch.tensor([0.1, -30.0, 0.2, 0.0]))
         tensor([ 0.5000, -1.0000,  0.7500,  0.0000])
     """
-    ranks = torch.empty_like(differences)
-    order = differences.abs().argsort(stable=True)
-    ranks[order] = torch.arange(1, len(differences) + 1, dtype=differences.dtype)
-    return differences.sign() * ranks / len(differences)
+    ranks = torch.empty_like(advantages)
+    order = advantages.abs().argsort(stable=True)
+    ranks[order] = torch.arange(1, len(advantages) + 1, dtype=advantages.dtype).to(ranks.device)
+    return advantages.sign() * ranks / len(advantages)
 
 
-SHAPINGS: dict[str, Shaping] = {"z-score": z_score, "rank": signed_rank}
-"""The shapings by the name that a configuration uses."""
+def centred_rank(advantages: Tensor) -> Tensor:
+    """Return ranks from -1 (the least) to 1 (the greatest); equal ones share their mean rank.
+
+    Salimans et al. 2017 (arXiv 1703.03864), section 2.1, there from -0.5 to 0.5.
+
+    Example:
+        >>> centred_rank(torch.tensor([0.1, -30.0, 0.2, 0.1, 50.0]))
+        tensor([-0.2500, -1.0000,  0.5000, -0.2500,  1.0000])
+    """
+    _, place, count = torch.unique(advantages, return_inverse=True, return_counts=True)
+    below = count.cumsum(0) - count
+    # Ranks of equal ones run from `below`; twice their mean is whole, so nothing is rounded.
+    twice: Tensor = (2 * below + count - 1)[place] - (len(advantages) - 1)
+    return twice.to(advantages.dtype) / max(1, len(advantages) - 1)
+
+
+def sign(advantages: Tensor) -> Tensor:
+    """Return the signs of advantages: who is fitter, not by how much.
+
+    Example:
+        >>> sign(torch.tensor([3.0, -4.0, 0.0]))
+        tensor([ 1., -1.,  0.])
+    """
+    return advantages.sign()
+
+
+SHAPINGS: dict[str, Shaping] = {
+    "raw": raw,
+    "z-score": z_score,
+    "rank": signed_rank,
+    "sign": sign,
+}
+"""The shapings of pairs, by the name that a configuration uses."""
+
+GROUP_SHAPINGS: dict[str, Shaping] = {**SHAPINGS, "rank": centred_rank}
+"""The shapings of groups, by the same names."""

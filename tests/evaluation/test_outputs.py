@@ -1,0 +1,655 @@
+"""Members whose results are perturbed, against plain loops with hooks, and against autograd."""
+
+import copy
+from dataclasses import dataclass
+from functools import cache
+
+import pytest
+import torch
+import torch.nn.functional as F
+from graph_nets import FUSES, Net, conv
+from perturbed import held_parameters, perturbed
+from small_nets import (
+    InPlace,
+    Shared,
+    conv1d_net,
+    depthwise,
+    inputs_for,
+    make,
+    normalised_perceptron,
+    perceptron,
+    resnet,
+    transformer,
+)
+from torch import nn
+
+from tinkering.evaluation import outputs
+from tinkering.evaluation.outputs import evaluate_outputs
+from tinkering.models import BasicBlock, SimpleResNet
+from tinkering.noise import Stream
+
+
+@pytest.fixture
+def set_threads():
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+def labels_for(x):
+    return torch.arange(len(x)) % 5
+
+
+def scores_of(model, x, *, names=None, y=None, fitness=None, dtype=torch.float32, **changes):
+    population = perturbed(model, x, names, **changes)
+    given = {} if fitness is None else {"fitness": fitness}
+    y = labels_for(x) if y is None else y
+    return evaluate_outputs(model, population, x, y, **given, dtype=dtype)
+
+
+def relative(result, expected):
+    return ((result - expected).abs().max() / expected.abs().max()).item()
+
+
+def cosine(one, other):
+    return F.cosine_similarity(one.flatten(), other.flatten(), 0).item()
+
+
+# A plain loop: one member, one image and one forward of the module at a time.
+
+
+@dataclass
+class Point:
+    """A place in a module where a member's noise is added, and whose weights it tells about."""
+
+    module: str
+    layers: tuple[tuple[str, str | None], ...]
+    """Convolution or linear layer and its norm, by name; their sum is what is perturbed."""
+    before: bool = False
+    """Whether the module's input is the place, rather than what it returns."""
+    rectified: bool = True
+
+    def watch(self, model, seen):
+        """Call a function with the value, which returns what to go on with."""
+        module = model.get_submodule(self.module)
+        if self.before:
+            return module.register_forward_pre_hook(lambda _, given: (seen(given[0]),))
+        return module.register_forward_hook(lambda _module, _given, made: seen(made))
+
+
+class Loop:
+    def __init__(self, model, points, members, sigma, stream):
+        self.model, self.points, self.stream = model, points, stream
+        self.members, self.sigma = members, sigma
+
+    def run(self, x, point=None, change=None):
+        """The module's result, and the value at a point, which may be changed."""
+        found = []
+
+        def seen(value):
+            found.append(value.clone())
+            return value if change is None else change(value)
+
+        hooks = [] if point is None else [point.watch(self.model, seen)]
+        logits = self.model(x)
+        for hook in hooks:
+            hook.remove()
+        return logits, found
+
+    def signs(self, point, row, like):
+        """Pixel after pixel, all channels of one after the other."""
+        name = f"{point.layers[0][0]}.weight:result"
+        signs = self.stream.signs(name, range(row, row + 1), like.numel()).float()
+        if like.dim() < 4:
+            return signs.view_as(like)
+        _, channels, height, width = like.shape
+        return signs.view(1, height, width, channels).permute(0, 3, 1, 2)
+
+    def scores(self, x, y):
+        fitness = torch.zeros(len(self.points), len(x), self.members)
+        ascent = {name: torch.zeros_like(p) for name, p in self.model.named_parameters()}
+        for at, point in enumerate(self.points):
+            for i in range(len(x)):
+                image = x[i : i + 1]
+                _, (value,) = self.run(image, point)
+                amount = self.sigma * value.square().mean().sqrt()
+                open_ = value > 0 if point.rectified else torch.ones_like(value).bool()
+                noise = []
+                for member in range(self.members):
+                    signs = self.signs(point, i * self.members + member, value)
+                    noise.append(torch.where(open_, signs, 0.0))
+                    moved = value + amount * noise[-1]
+                    logits, _ = self.run(image, point, lambda _, moved=moved: moved)
+                    fitness[at, i, member] = -F.cross_entropy(logits, y[i : i + 1])
+                change = torch.zeros_like(value)
+                for member in range(self.members):
+                    others = [fitness[at, i, o] for o in range(self.members) if o != member]
+                    advantage = fitness[at, i, member] - sum(others) / len(others)
+                    change += advantage * noise[member] / (self.members * amount)
+                for layer, norm in point.layers:
+                    self.add(ascent, layer, norm, image, change / len(x))
+        return fitness.flatten(), ascent
+
+    def add(self, ascent, layer, norm, image, change):
+        """What a change of a layer's result says about its weights, as plain sums."""
+        module = self.model.get_submodule(layer)
+        given = []
+        hook = module.register_forward_pre_hook(lambda _, args: given.append(args[0]))
+        self.model(image)
+        hook.remove()
+        (x,) = given
+        if norm is not None:
+            behind = self.model.get_submodule(norm)
+            ascent[f"{norm}.bias"] += change.sum((0, 2, 3))
+            scale = behind.weight / (behind.running_var + behind.eps).sqrt()
+            change = change * scale.view(1, -1, 1, 1)
+        if module.bias is not None:
+            ascent[f"{layer}.bias"] += change.sum([0, *range(2, change.dim())])
+        if isinstance(module, nn.Linear):
+            ascent[f"{layer}.weight"] += torch.outer(change[0], x[0])
+            return
+        (pad, _), (stride, _), (kernel, _) = module.padding, module.stride, module.kernel_size
+        x = F.pad(x, [pad] * 4)
+        height, width = (stride * (size - 1) + 1 for size in change.shape[2:])
+        for row in range(kernel):
+            for column in range(kernel):
+                tap = x[:, :, row : row + height : stride, column : column + width : stride]
+                products = change.unsqueeze(2) * tap.unsqueeze(1)
+                ascent[f"{layer}.weight"][:, :, row, column] += products.sum((0, 3, 4))
+
+
+def sequential():
+    return nn.Sequential(
+        nn.Conv2d(1, 4, 3, padding=1),
+        nn.BatchNorm2d(4),
+        nn.ReLU(),
+        nn.Conv2d(4, 3, 3, stride=2),
+        nn.ReLU(),
+        nn.MaxPool2d(2, stride=1),
+        nn.Flatten(),
+        nn.Linear(12, 5),
+    )
+
+
+SEQUENTIAL = [
+    Point("2", (("0", "1"),)),
+    Point("4", (("3", None),)),
+    Point("7", (("7", None),), rectified=False),
+]
+
+
+def small_resnet():
+    return SimpleResNet(BasicBlock, [1, 1, 1, 1], num_classes=5, width=2)
+
+
+def _block(stage, shortcut):
+    own = f"layer{stage}.0"
+    sharing = [(f"{own}.conv2", f"{own}.bn2")]
+    sharing += [(f"{own}.shortcut.0", f"{own}.shortcut.1")] * shortcut
+    return [
+        Point(f"{own}.conv2", ((f"{own}.conv1", f"{own}.bn1"),), before=True),
+        Point(own, tuple(sharing)),
+    ]
+
+
+RESNET = [
+    Point("layer1", (("conv1", "bn1"),), before=True),
+    *(point for stage in (1, 2, 3, 4) for point in _block(stage, stage > 1)),
+    Point("linear", (("linear", None),), rectified=False),
+]
+
+
+class TestAgainstALoop:
+    @pytest.mark.parametrize(
+        ("build", "points", "images", "members"),
+        [(sequential, SEQUENTIAL, 4, 5), (small_resnet, RESNET, 3, 4)],
+        ids=["sequential", "resnet"],
+    )
+    @torch.no_grad()
+    def test_fitness_and_ascent(self, build, points, images, members):
+        model, x = make(build, seed=2), torch.randn(images, 1, 8, 8)
+        result = scores_of(model, x, members=members, sigma=0.3, seed=5, generation=7)
+        loop = Loop(model, points, members, 0.3, Stream(5, 7))
+        fitness, ascent = loop.scores(x, labels_for(x))
+        assert result.fitness.shape == (len(points) * images * members,)
+        torch.testing.assert_close(result.fitness, fitness, rtol=1e-4, atol=1e-5)
+        each = fitness.view(len(points), images, members)
+        assert (each.amax(2) - each.amin(2)).max() > 0.1  # the noise matters
+        assert result.ascent.keys() == held_parameters(model, x)
+        for name, value in result.ascent.items():
+            assert value.abs().max() > 0
+            assert relative(value, ascent[name]) <= 1e-4, name
+
+    @torch.no_grad()
+    def test_where_a_rectifier_is_shut_nothing_is_known(self):
+        model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 5)).eval()
+        model[0].weight[1:3] = 0
+        model[0].bias.copy_(torch.tensor([0.3, -1.0, 0.0, 0.2]))
+        ascent = scores_of(model, torch.randn(6, 3), members=16).ascent
+        assert torch.equal(ascent["0.bias"][1:3], torch.zeros(2))
+        assert torch.equal(ascent["0.weight"][1:3], torch.zeros(2, 3))
+        assert (ascent["0.bias"][[0, 3]] != 0).all()
+
+
+def features_of_tokens():
+    """A linear layer on [images, tokens, features]."""
+    return nn.Sequential(
+        nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3), nn.Tanh(), nn.Flatten(), nn.Linear(9, 5)
+    )
+
+
+features_of_tokens.shape = (3, 4)
+
+
+def log_probabilities():
+    return nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 5), nn.LogSoftmax(1))
+
+
+log_probabilities.shape = (6,)
+
+
+def one_pixel():
+    return nn.Sequential(
+        nn.Conv2d(4, 8, 1), nn.ReLU(), nn.Conv2d(8, 6, 1, groups=2), nn.Flatten(), nn.Linear(6, 5)
+    )
+
+
+one_pixel.shape = (4, 1, 1)
+
+
+def one_channel():
+    return nn.Sequential(
+        nn.Conv2d(1, 1, 3, padding=1), nn.ReLU(), nn.Conv2d(1, 1, (3, 1)), nn.Flatten()
+    )
+
+
+one_channel.shape = (1, 3, 5)
+
+
+def one_column():
+    return nn.Sequential(nn.Conv2d(1, 4, (3, 1), padding=(1, 0)), nn.ReLU(), nn.Conv2d(4, 1, 1))
+
+
+one_column.shape = (1, 5, 1)
+
+
+class SeenAsRows(nn.Module):
+    """Asks how many images there are, and reads them twice."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Conv2d(2, 3, 3, padding=1), nn.Conv2d(3, 2, 1)
+        self.last = nn.Linear(24, 5)
+
+    def forward(self, x):
+        y = self.second(torch.relu(self.first(x))) * (1 + torch.sin(x))
+        return self.last(y.view(x.size(0), -1))
+
+
+SeenAsRows.shape = (2, 3, 4)
+
+
+class ThreeSummands(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c, self.d = (nn.Linear(5, n) for n in (6, 6, 6, 6))
+        self.last = nn.Linear(6, 5)
+
+    def forward(self, x):
+        return self.last(torch.relu(self.a(x) + self.b(x.tanh()) + self.c(x.sin()) + self.d(-x)))
+
+
+ThreeSummands.shape = (5,)
+
+
+class TwiceInOneSum(nn.Module):
+    """Of a layer used twice, both uses count."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Linear(5, 6), nn.Linear(6, 5)
+
+    def forward(self, x):
+        return self.last(torch.relu(self.first(x) + self.first(x.square())))
+
+
+TwiceInOneSum.shape = (5,)
+
+
+def zero_head():
+    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 5))
+    nn.init.zeros_(model[2].weight)
+    nn.init.zeros_(model[2].bias)
+    return model
+
+
+zero_head.shape = (6,)
+
+CONVERGE = {
+    perceptron: 400,
+    normalised_perceptron: 400,
+    features_of_tokens: 1000,
+    log_probabilities: 400,
+    one_pixel: 400,
+    one_channel: 1000,
+    one_column: 800,
+    zero_head: 400,
+    SeenAsRows: 2000,
+    ThreeSummands: 500,
+    TwiceInOneSum: 500,
+    Shared: 3000,
+    InPlace: 6000,
+    conv1d_net: 3000,
+    depthwise: 8000,
+    resnet: 5000,
+}
+"""Networks, and how many members they take: more, the more numbers a layer makes."""
+
+
+def ascent_and_gradient(build, members, images=3, sigma=0.01, **changes):
+    model = make(build)
+    for p in model.parameters():
+        p.requires_grad_()
+    x = inputs_for(build, images)
+    y = labels_for(x)
+
+    def fitness(logits, labels):
+        return -F.cross_entropy(logits.flatten(1), labels[:, 0], reduction="none")
+
+    F.cross_entropy(model(x).flatten(1), y).neg().backward()
+    gradient = {name: p.grad for name, p in model.named_parameters()}
+    scores = scores_of(
+        model, x, members=members, sigma=sigma, fitness=fitness, y=y, **changes
+    )
+    return scores.ascent, gradient
+
+
+class TestAgainstAutograd:
+    @pytest.mark.parametrize("build", CONVERGE, ids=lambda build: build.__name__)
+    def test_with_many_members_the_ascent_is_the_gradient(self, build):
+        ascent, gradient = ascent_and_gradient(build, CONVERGE[build])
+        assert len(ascent) >= 2
+        moved = 0
+        for name, value in ascent.items():
+            if gradient[name].abs().max() < 1e-7:
+                assert value.abs().max() < 1e-4, name
+                continue
+            moved += 1
+            assert cosine(value, gradient[name]) > 0.95, name
+            length = (value.norm() / gradient[name].norm()).item()
+            assert 0.85 < length < 1.25, name
+        assert moved >= 2
+
+    @pytest.mark.parametrize("build", [log_probabilities, one_pixel])
+    def test_four_times_the_members_halve_the_error(self, build):
+        def error(members):
+            squares = []
+            for generation in range(12):
+                torch.manual_seed(0)
+                ascent, gradient = ascent_and_gradient(build, members, generation=generation)
+                squares += [
+                    sum((ascent[n] - gradient[n]).square().sum().item() for n in ascent)
+                ]
+            return (sum(squares) / len(squares)) ** 0.5
+
+        few, more, many = (error(members) for members in (16, 64, 256))
+        assert 1.7 < few / more < 2.3
+        assert 1.7 < more / many < 2.3
+
+
+def tokens_of_words():
+    """Embeddings that stay, and a head that evolves."""
+    return nn.Sequential(nn.Embedding(11, 4), nn.Flatten(), nn.Linear(24, 6), nn.Linear(6, 5))
+
+
+class TestTiles:
+    BUILDS = (resnet, depthwise, conv1d_net, perceptron)
+
+    @pytest.mark.parametrize("build", BUILDS, ids=lambda build: build.__name__)
+    @pytest.mark.parametrize("fitting", [1, 7, 10, 1000])
+    @pytest.mark.parametrize("threads", [1, 2])
+    def test_they_change_nothing(self, build, fitting, threads, monkeypatch, set_threads):
+        model = cached(build)
+        x = inputs_for(build, 5)
+        whole = scores_of(model, x, members=3, sigma=0.2)
+        monkeypatch.setattr(outputs, "images_in_cache", lambda largest, weights: fitting)
+        set_threads(threads)
+        parts = scores_of(model, x, members=3, sigma=0.2)
+        torch.testing.assert_close(parts.fitness, whole.fitness, rtol=1e-4, atol=1e-4)
+        for name, value in whole.ascent.items():
+            assert relative(parts.ascent[name], value) <= 1e-4, name
+        assert parts.forwards == whole.forwards
+
+    def test_nor_where_some_fitness_is_not_finite(self, monkeypatch):
+        model, x = cached(perceptron), inputs_for(perceptron, 6)
+
+        def fitness(logits, labels):
+            worth = logits[:, 0, 0] * (1 + labels[:, 0])
+            return torch.where(worth > worth.new_tensor(0.1), torch.nan, worth)
+
+        whole = scores_of(model, x, members=6, fitness=fitness)
+        assert 0 < whole.fitness.isnan().sum() < len(whole.fitness)
+        monkeypatch.setattr(outputs, "images_in_cache", lambda largest, weights: 1)
+        parts = scores_of(model, x, members=6, fitness=fitness)
+        for name, value in whole.ascent.items():
+            assert torch.isfinite(value).all()
+            assert relative(parts.ascent[name], value) <= 1e-4, name
+
+    def test_how_many_images_a_tile_has(self, monkeypatch):
+        seen = []
+
+        def fitness(logits, labels):
+            seen.append(len(labels))
+            return logits.sum((1, 2))
+
+        monkeypatch.setattr(outputs, "images_in_cache", lambda largest, weights: 8)
+        scores_of(cached(perceptron), inputs_for(perceptron, 5), members=3, fitness=fitness)
+        assert seen == [6, 6, 6, 6, 3, 3]  # two images' members, at two layers
+
+
+@cache
+def cached(build):
+    return make(build)
+
+
+class TestPurity:
+    def test_the_same_call_gives_the_same_bits_and_other_noise_others(self):
+        model, x = cached(resnet), inputs_for(resnet, 3)
+        first, again = scores_of(model, x), scores_of(model, x)
+        assert torch.equal(first.fitness, again.fitness)
+        assert all(torch.equal(v, again.ascent[n]) for n, v in first.ascent.items())
+        for change in ({"generation": 1}, {"seed": 1}):
+            other = scores_of(model, x, **change)
+            assert not torch.equal(first.fitness, other.fitness)
+            assert all(not torch.equal(v, other.ascent[n]) for n, v in first.ascent.items())
+
+    @pytest.mark.parametrize("build", [resnet, InPlace], ids=["resnet", "in place"])
+    def test_nothing_of_the_callers_changes(self, build):
+        model, x = make(build), inputs_for(build, 3)
+        before, images = copy.deepcopy(model.state_dict()), x.clone()
+        population = perturbed(model, x, None)
+        params = {name: p.clone() for name, p in population.params.items()}
+        drawn = torch.random.get_rng_state()
+        evaluate_outputs(model, population, x, labels_for(x))
+        assert torch.equal(drawn, torch.random.get_rng_state())
+        assert torch.equal(x, images)
+        assert all(torch.equal(p, population.params[name]) for name, p in params.items())
+        assert all(torch.equal(value, model.state_dict()[key]) for key, value in before.items())
+        assert all(p.grad is None for p in model.parameters())
+        assert not model.training
+
+    def test_the_centre_is_the_populations_and_the_statistics_are_the_callers(self):
+        model, other, x = make(resnet), make(resnet, seed=9), inputs_for(resnet, 3)
+        population = perturbed(other, x, None)
+        own = {n: p.detach() for n, p in model.named_parameters()}
+        merged = copy.deepcopy(other)
+        still = {n: p for n, p in own.items() if n not in population.params}
+        assert still
+        merged.load_state_dict(still, strict=False)
+        given = evaluate_outputs(
+            model, population, x, labels_for(x), buffers=dict(other.named_buffers())
+        )
+        expected = evaluate_outputs(merged, population, x, labels_for(x))
+        assert torch.equal(given.fitness, expected.fitness)
+        assert all(torch.equal(v, expected.ascent[n]) for n, v in given.ascent.items())
+
+    def test_parameters_in_double_precision(self):
+        model, x = cached(perceptron), inputs_for(perceptron, 3)
+        twice = copy.deepcopy(model).double()
+        result, expected = scores_of(twice, x.double()), scores_of(model, x)
+        for name, value in result.ascent.items():
+            assert value.dtype == torch.float64
+            torch.testing.assert_close(value.float(), expected.ascent[name], rtol=1e-4, atol=1e-4)
+
+    def test_words_stay_words(self):
+        model, x = tokens_of_words().eval(), torch.randint(11, (5, 6))
+        scores = scores_of(model, x, members=4)
+        assert scores.ascent.keys() == {"2.weight", "2.bias", "3.weight", "3.bias"}
+        assert torch.isfinite(scores.fitness).all()
+
+
+def overwritten(m, x):
+    y = m.first(x)
+    z = m.conv(torch.tanh(m.shortcut(y)))
+    y.mul_(0.5).add_(z)
+    return m.last(F.relu(y.add_(1))) + m.other(y)
+
+
+def not_overwritten(m, x):
+    y = m.first(x)
+    z = m.conv(torch.tanh(m.shortcut(y)))
+    y = y * 0.5 + z + 1
+    return m.last(F.relu(y)) + m.other(y)
+
+
+def shut_later(m, x):
+    y = m.first(x)
+    kept = m.shortcut(y)
+    y.clamp_(min=0.1)
+    return m.last(m.conv(y) + kept)
+
+
+def shut_apart(m, x):
+    y = m.first(x)
+    return m.last(m.conv(y.clamp(min=0.1)) + m.shortcut(y))
+
+
+def images_written(m, x):
+    x.mul_(2)
+    y = m.first(x)
+    x.add_(1)
+    return m.conv(y) * x.mean((1, 2, 3), keepdim=True)
+
+
+def images_kept(m, x):
+    return m.conv(m.first(x * 2)) * (x * 2 + 1).mean((1, 2, 3), keepdim=True)
+
+
+def seen_while_written(m, x):
+    """A layer in between a view and what is written to it."""
+    y = m.first(x)
+    part = y[:, :2]
+    z = m.conv(y.tanh())
+    part.mul_(2)
+    return y * z
+
+
+def layers():
+    names = {name: conv(4) for name in ("conv", "shortcut", "last", "other")}
+    return {"first": conv(), **names}
+
+
+IN_PLACE = {
+    "added to": (overwritten, not_overwritten),
+    "what a layer read": (shut_later, shut_apart),
+    "images": (images_written, images_kept),
+}
+
+
+class TestInPlace:
+    """A network that overwrites its values has the scores of its twin that does not."""
+
+    @pytest.mark.parametrize("name", IN_PLACE)
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+    def test_twins(self, name, dtype):
+        one, other = IN_PLACE[name]
+        model = Net(one, **layers()).eval()
+        twin = Net(other, **model._modules).eval()
+        x, y = torch.randn(4, 3, 5, 5), torch.arange(4)
+
+        def fitness(logits, labels):
+            return -F.cross_entropy(logits.flatten(1), labels[:, 0], reduction="none")
+
+        images = x.clone()
+        names = held_parameters(twin, x)
+        scores = [
+            scores_of(m, images, names=names, y=y, fitness=fitness, dtype=dtype, members=4)
+            for m in (model, twin)
+        ]
+        assert torch.equal(images, x)
+        tolerance = 1e-4 if dtype == torch.float32 else 0.1
+        assert relative(scores[0].fitness, scores[1].fitness) <= tolerance / 10
+        for key, value in scores[0].ascent.items():
+            assert relative(value, scores[1].ascent[key]) <= tolerance, key
+
+    @pytest.mark.parametrize("activation", [nn.ReLU6, nn.Hardswish, nn.SiLU, nn.ReLU])
+    def test_activations(self, activation):
+        def build(inplace):
+            return nn.Sequential(
+                nn.Conv2d(1, 4, 3),
+                nn.BatchNorm2d(4),
+                activation(inplace=inplace),
+                nn.Conv2d(4, 4, 3, groups=4),
+                activation(inplace=inplace),
+                nn.MaxPool2d(2),
+                activation(inplace=inplace),
+                nn.Flatten(),
+                nn.Linear(16, 5),
+            )
+
+        x = torch.randn(3, 1, 8, 8)
+        one, other = (scores_of(make(lambda i=i: build(i)), x, members=5) for i in (True, False))
+        torch.testing.assert_close(one.fitness, other.fitness)
+        for name, value in one.ascent.items():
+            assert relative(value, other.ascent[name]) <= 1e-4, name
+
+
+class TestBfloat16:
+    def test_is_close_to_float32(self):
+        model = SimpleResNet(BasicBlock, [1, 1, 1, 1], width=8).eval()
+        x, y = torch.rand(8, 1, 28, 28), torch.arange(8)
+        wide, narrow = (
+            scores_of(model, x, y=y, members=16, sigma=0.1, dtype=dtype)
+            for dtype in (torch.float32, torch.bfloat16)
+        )
+        assert narrow.fitness.dtype == torch.float32
+        assert not torch.equal(wide.fitness, narrow.fitness)
+        every = [torch.cat([v.flatten() for v in s.ascent.values()]) for s in (wide, narrow)]
+        assert torch.corrcoef(torch.stack(every))[0, 1] > 0.95
+        for name, value in wide.ascent.items():
+            assert narrow.ascent[name].dtype == torch.float32
+            assert cosine(value, narrow.ascent[name]) > 0.9, name
+
+    @pytest.mark.parametrize("build", [depthwise, conv1d_net, perceptron])
+    def test_other_networks(self, build):
+        model, x = cached(build), inputs_for(build, 4)
+        wide, narrow = (
+            scores_of(model, x, members=16, sigma=0.3, dtype=dtype)
+            for dtype in (torch.float32, torch.bfloat16)
+        )
+        for name, value in wide.ascent.items():
+            assert cosine(value, narrow.ascent[name]) > 0.9, name
+
+
+def stage(fused):
+    return FUSES[fused][0].eval()
+
+
+class TestRefusals:
+    MODEL = nn.Sequential(nn.Linear(8, 4), nn.ReLU(), nn.Linear(4, 5)).eval()
+    X = torch.zeros(3, 8)
+
+    def said(self, model=MODEL, x=X, names=("0.weight",), **changes):
+        with pytest.raises(outputs.TINKERING) as caught:
+            scores_of(model, x, names=set(names), **changes)
+        return str(caught.value)

@@ -1,0 +1,127 @@
+"""The two ways to evolve that `tinkering evolve` has, and what suits each.
+
+Where the defaults come from: docs/recipes.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from tinkering.data import Dataset
+from tinkering.errors import ArgumentError
+from tinkering.evaluation.classification import Classification
+from tinkering.evaluation.fitness import Fitness, accuracy, negative_cross_entropy
+from tinkering.evaluation.output_classification import OutputClassification
+from tinkering.noise import LowRank
+from tinkering.strategies.evolution_strategy import EvolutionStrategy
+from tinkering.strategies.output_evolution import OutputEvolution
+from tinkering.strategies.schedules import Schedule, inverse_sqrt, require_positive
+
+FITNESS: Mapping[str, Fitness] = {
+    "cross-entropy": negative_cross_entropy,
+    "accuracy": accuracy,
+}
+Settings = Mapping[str, Any]
+"""The flags of `tinkering evolve` by name, with no default left open."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A way to evolve: the defaults of flags, and how they become a strategy and a task."""
+
+    defaults: Mapping[str, int | float]
+    strategy: Callable[[Settings], Any]
+    task: Callable[[Settings, nn.Module, Dataset], Any]
+    members: Callable[[Settings], str]
+    """Says what a generation consists of."""
+
+
+def _groups(settings: Settings) -> int:
+    population, group = settings["population"], settings["group"]
+    if group < 2:
+        raise ArgumentError("group", "an integer of at least 2", group)
+    if population < group or population % group:
+        raise ArgumentError("population", f"a multiple of the group of {group}", population)
+    return int(population // group)
+
+
+def _steps(settings: Settings) -> Schedule:
+    require_positive("learning_rate", settings["learning_rate"])
+    return inverse_sqrt(settings["learning_rate"], settings["decay"])
+
+
+def _weights(settings: Settings) -> EvolutionStrategy:
+    _groups(settings)
+    return EvolutionStrategy(
+        population=settings["population"],
+        sigma=settings["sigma"],
+        learning_rate=_steps(settings),
+        averaging=settings["averaging"],
+        shaping=settings["shaping"],
+        noise=LowRank(settings["rank"]),
+        seed=settings["seed"],
+        antithetic=settings["antithetic"],
+        group=settings["group"],
+    )
+
+
+def _weights_task(settings: Settings, model: nn.Module, dataset: Dataset) -> Classification:
+    return Classification(
+        model,
+        dataset,
+        seed=settings["seed"],
+        fitness=FITNESS[settings["fitness"]],
+        dtype=getattr(torch, settings["dtype"]),
+        statistics=settings["statistics"],
+        group=settings["group"],
+    )
+
+
+def _outputs(settings: Settings) -> OutputEvolution:
+    _groups(settings)
+    return OutputEvolution(
+        members=settings["group"],
+        sigma=settings["sigma"],
+        learning_rate=_steps(settings),
+        averaging=settings["averaging"],
+        seed=settings["seed"],
+    )
+
+
+def _outputs_task(settings: Settings, model: nn.Module, dataset: Dataset) -> OutputClassification:
+    return OutputClassification(
+        model,
+        dataset,
+        images=_groups(settings),
+        seed=settings["seed"],
+        fitness=FITNESS[settings["fitness"]],
+        dtype=getattr(torch, settings["dtype"]),
+    )
+
+
+def _said(where: str) -> Callable[[Settings], str]:
+    return lambda settings: (
+        f"{settings['population']:,} members{where}, {settings['group']} to an image"
+    )
+
+
+RECIPES: Mapping[str, Recipe] = {
+    "outputs": Recipe(
+        {"population": 512, "group": 8, "sigma": 0.1, "learning_rate": 0.004, "decay": 200.0},
+        _outputs,
+        _outputs_task,
+        _said(" at each layer"),
+    ),
+    "weights": Recipe(
+        {"population": 1024, "group": 8, "sigma": 0.005, "learning_rate": 0.004, "decay": 100.0},
+        _weights,
+        _weights_task,
+        _said(""),
+    ),
+}
+"""The ways by the name that ``--strategy`` takes."""

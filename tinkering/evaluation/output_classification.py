@@ -1,0 +1,92 @@
+"""A classification task for members whose layers' results are perturbed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from tinkering.data import BatchOrder, Dataset
+from tinkering.errors import ArgumentError
+from tinkering.evaluation.classification import Classification
+from tinkering.evaluation.fitness import Fitness, negative_cross_entropy
+from tinkering.evaluation.outputs import OutputScores, count_layers, evaluate_outputs
+from tinkering.population.perturbed_outputs import PerturbedOutputs
+
+
+class OutputClassification:
+    """Training images for a `PerturbedOutputs`, held-out images for the centre.
+
+    BatchNorm layers have the mean and variance that the given model has on training images, for
+    good, as `Classification` has them with ``statistics="fixed"``.
+
+    Args:
+        model: the architecture, put into eval mode; parameters that do not evolve are its own.
+        dataset: images and labels.
+        images: training images a generation; each is perturbed at every layer.
+        seed: decides which images a generation sees.
+        fitness: of a member, which sees a single image.
+        dtype: of the members' convolutions; held-out figures are always float32.
+
+    Raises:
+        ArgumentError: (a ``ValueError``) `images` is below 1.
+
+    Example:
+        >>> from tinkering.data import load
+        >>> from tinkering.models import BasicBlock, SimpleResNet
+        >>> from tinkering.strategies.output_evolution import OutputEvolution
+        >>> model = SimpleResNet(BasicBlock, [1, 1, 1, 1], width=2)
+        >>> task = OutputClassification(model, load("mnist5k"), images=4)
+        >>> strategy = OutputEvolution(members=2)
+        >>> names = {"linear.weight", "linear.bias"}
+        >>> params = {n: p for n, p in model.named_parameters() if n in names}
+        >>> population = strategy.ask(strategy.init(params))
+        >>> task.fitness(population, generation=0).fitness.shape, task.images(population)
+        (torch.Size([8]), 12)
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        dataset: Dataset,
+        images: int = 64,
+        seed: int = 0,
+        fitness: Fitness = negative_cross_entropy,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        if images < 1:
+            raise ArgumentError("images", "an integer of at least 1", images)
+        self._model, self._train, self._fitness, self._dtype = model, dataset.train, fitness, dtype
+        self._order = BatchOrder(len(dataset.train), images, seed)
+        self._held_out = Classification(model, dataset, seed)
+
+    def fitness(self, population: PerturbedOutputs, generation: int) -> OutputScores:
+        """Return what the population was worth on the generation's images."""
+        chosen = self._order.order(generation)
+        return evaluate_outputs(
+            self._model.eval(),
+            population,
+            self._train.images(chosen),
+            self._train.labels[chosen],
+            self._fitness,
+            self._held_out.buffers(population.params),
+            self._dtype,
+        )
+
+    def images(self, population: PerturbedOutputs) -> int:
+        """Return the model-images of one evaluation: the centre's, and one for each member.
+
+        A member counts in full, though it runs through a part of the layers.
+        """
+        images = self._train.images(self._order.order(0)[:1])
+        layers = count_layers(self._model.eval(), population, images)
+        return self._order.batch * (1 + layers * population.members)
+
+    def measure(self, params: Mapping[str, Tensor]) -> dict[str, float]:
+        """Return ``test_accuracy`` (0 to 1) and ``test_loss`` (cross-entropy, nats)."""
+        return self._held_out.measure(params)
+
+    def buffers(self, params: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return the module's buffers for these parameters: what they are to be saved with."""
+        return self._held_out.buffers(params)

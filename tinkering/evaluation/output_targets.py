@@ -1,0 +1,219 @@
+"""Which layers' results are perturbed, and what that tells about their weights."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor, fx
+
+from tinkering.errors import UnsupportedLayerError
+from tinkering.evaluation.graph import CONVOLUTIONS, LINEAR, Fused, Program, arguments, name_of
+from tinkering.evaluation.layers import Values, fold
+from tinkering.evaluation.placement import place_images
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A fused step's parameters that evolve, by name; None for one that does not."""
+
+    step: Fused
+    weight: str | None
+    bias: str | None
+    shift: str | None
+    """The norm's bias."""
+    scale: Tensor
+    """``[out]``: what the norm multiplies the layer's result by."""
+
+    def changes(self, given: Tensor, change: Tensor) -> dict[str, Tensor]:
+        """Return how fitness changes with each parameter.
+
+        Args:
+            given: the layer's input, ``[images, ...]``.
+            change: how fitness changes with the step's result, before its rectifier.
+        """
+        channel = change.dim() - 1 if self.step.layer.target is LINEAR else 1
+        others = [axis for axis in range(change.dim()) if axis != channel]
+        found = {}
+        if self.shift is not None:
+            found[self.shift] = change.sum(others)
+        if self.weight is None and self.bias is None:
+            return found
+        spread = [-1, *[1] * (change.dim() - 1 - channel)]
+        change = change * self.scale.view(spread)
+        if self.bias is not None:
+            found[self.bias] = change.sum(others)
+        if self.weight is not None:
+            found[self.weight] = _weight_change(self.step, given.float(), change)
+        return found
+
+
+def _weight_change(step: Fused, given: Tensor, change: Tensor) -> Tensor:
+    """Return the sum over images and pixels of change x input, in the weight's shape."""
+    if step.layer.target is LINEAR:
+        return change.flatten(0, -2).T @ given.flatten(0, -2)
+    weight = step.layer.args[1]
+    shape = weight.meta["val"].shape  # type: ignore[union-attr]
+    walk = step.given
+    result: Tensor = torch.ops.aten.convolution_backward(
+        change.contiguous(),
+        given.contiguous(),
+        torch.empty(tuple(shape)),
+        None,
+        walk["stride"],
+        walk["padding"],
+        walk["dilation"],
+        False,
+        [0],
+        walk["groups"],
+        [False, True, False],
+    )[1]
+    return result
+
+
+@dataclass(frozen=True)
+class Target:
+    """A step whose result is perturbed."""
+
+    step: Fused
+    name: str
+    """What its noise is called."""
+    sharing: tuple[Weights, ...]
+    """Its parameters, and those of steps whose results are added to it and to nothing else."""
+    position: int
+    """Of the step in its program."""
+    needed: tuple[fx.Node, ...]
+    """The values that later steps read."""
+    along_images: frozenset[fx.Node]
+    """Those of them that differ between images."""
+    counts: Mapping[fx.Node, Callable[[int], int]]
+    """Those of them that are a number, by the number of images."""
+    cost: float
+    """Of the steps behind it, by the whole forward."""
+
+    def to_parameters(self, given: Mapping[str, Tensor], change: Tensor) -> dict[str, Tensor]:
+        """Return how fitness changes with each parameter.
+
+        Args:
+            given: the inputs of the steps, by the name of what they make.
+            change: how fitness changes with the step's result, ``[images, ...]``.
+        """
+        found: dict[str, Tensor] = {}
+        for weights in self.sharing:
+            for name, value in weights.changes(given[name_of(weights.step)], change).items():
+                found[name] = found[name] + value if name in found else value
+        return found
+
+
+def find_targets(steps: Program, evolving: Iterable[str], values: Values) -> list[Target]:
+    """Return the steps that hold evolving parameters.
+
+    Raises:
+        UnsupportedLayerError: an evolving parameter is in none that can be perturbed; or where
+            the images are in a value cannot be told.
+    """
+    held = {name_of(step): _weights(steps, step, set(evolving), values) for step in steps.fused}
+    evolve = {name: weights for name, weights in held.items() if weights is not None}
+    for name in evolving:
+        _require_perturbed(steps, name, evolve.values())
+    summands = {
+        step.residual.name
+        for step in steps.fused
+        if step.residual is not None and name_of(step) in evolve and _is_summand(steps, step)
+    } & evolve.keys()
+    targets: list[Target] = []
+    for position, step in enumerate(steps.steps):
+        if not isinstance(step, Fused) or name_of(step) not in evolve or name_of(step) in summands:
+            continue
+        shares, other = [evolve[name_of(step)]], step.residual
+        while other is not None and other.name in summands:
+            shares.append(evolve[other.name])
+            other = shares[-1].step.residual
+        own = next(name for name in (shares[0].weight, shares[0].bias, shares[0].shift) if name)
+        named = sum(target.name.startswith(f"{own}:result") for target in targets)
+        name = f"{own}:result {named + 1}" if named else f"{own}:result"  # of a layer used again
+        targets.append(_target(steps, step, position, name, tuple(shares)))
+    return targets
+
+
+def _require_perturbed(steps: Program, name: str, evolve: Iterable[Weights]) -> None:
+    """Refuse a parameter that is anything but a weight, a bias or a shift of fused steps."""
+    own = {n for n in steps.captured.graph.nodes if steps.captured.parameters.get(n.name) == name}
+    held = {w.step.layer for w in evolve if name in (w.weight, w.bias)}
+    held |= {w.step.norm or w.step.layer for w in evolve if name == w.shift}
+    if not held or not {reader for node in own for reader in node.users} <= held:
+        raise UnsupportedLayerError(name, "an operation whose result is not perturbed")
+
+
+def _is_summand(steps: Program, step: Fused) -> bool:
+    """Return whether a step's residual is another step's result that nothing else reads."""
+    made = {s.last: s for s in steps.fused}
+    other = made.get(step.residual) if step.residual is not None else None
+    return other is not None and not other.relu and len(other.last.users) == 1
+
+
+def _target(
+    steps: Program, step: Fused, position: int, name: str, shares: tuple[Weights, ...]
+) -> Target:
+    (images,) = (n for n in steps.captured.graph.nodes if n.name == steps.captured.images)
+    depends = {images}
+    for node in steps.captured.graph.nodes:
+        if any(source in depends for source in node.all_input_nodes):
+            depends.add(node)
+    needed = tuple(steps.needed_after(position))
+    counts = {
+        node: partial(_count, node, images)
+        for node in needed
+        if isinstance(node.meta["val"], torch.SymInt)
+    }
+    along = depends & set(needed) - counts.keys()
+    own = name.split(":")[0]
+    for node in {step.last, *along}:
+        placement = place_images(node, images) if node in depends else None
+        if placement is None or not placement.is_first:
+            operation = f"{step.layer.target} on images that are not along axis 0"
+            raise UnsupportedLayerError(own, operation)
+    if steps.share_memory(node for node in needed if steps.is_written(node, position)):
+        operation = f"{step.layer.target} beside views of one tensor that is written to"
+        raise UnsupportedLayerError(own, operation)
+    work = [_work(each) if isinstance(each, Fused) else 0 for each in steps.steps]
+    cost = sum(work[position + 1 :]) / max(1, sum(work))
+    return Target(step, name, shares, position, needed, frozenset(along), counts, cost)
+
+
+def _count(node: fx.Node, images: fx.Node, count: int) -> int:
+    """Return the value of a number that depends on how many images there are."""
+    symbol = images.meta["val"].shape[0].node.expr
+    return int(node.meta["val"].node.expr.subs(symbol, count))
+
+
+def _work(step: Fused) -> int:
+    """Return a step's multiplications for one image."""
+    if step.layer.target not in (*CONVOLUTIONS, LINEAR):
+        return 0
+    weight = step.layer.args[1].meta["val"]  # type: ignore[union-attr]
+    result = [size for size in step.layer.meta["val"].shape if isinstance(size, int)]
+    return math.prod(result) * int(math.prod(weight.shape[1:]))
+
+
+def _weights(steps: Program, step: Fused, evolving: set[str], values: Values) -> Weights | None:
+    parameters = steps.captured.parameters
+
+    def name(node: object) -> str | None:
+        found = parameters.get(node.name) if isinstance(node, fx.Node) else None
+        return found if found in evolving else None
+
+    weight = bias = shift = None
+    norm: fx.Node | None = step.layer
+    scale = torch.ones(())
+    if step.layer.target in (*CONVOLUTIONS, LINEAR):
+        weight, bias = name(step.given["weight"]), name(step.given["bias"])
+        norm, scale = step.norm, fold(step, values).scale
+    if norm is not None:
+        shift = name(arguments(norm)["bias"])
+    if weight is None and bias is None and shift is None:
+        return None
+    return Weights(step, weight, bias, shift, scale)

@@ -1,0 +1,275 @@
+"""Engine: members that are the centre, but for noise on what one layer makes of one image.
+
+A member shares everything with the centre up to its layer, so the centre runs once and its
+members go on from there: one that perturbs a late layer costs a part of a forward. What a
+layer's noise was worth is an estimate of how the image's fitness changes with the layer's
+result; together with the layer's input it says how fitness changes with the weights.
+
+Node perturbation: Widrow and Lehr 1990, "30 Years of Adaptive Neural Networks"; Werfel, Xie and
+Seung 2005, "Learning Curves for Stochastic Gradient Descent in Linear Feedforward Networks";
+Ren et al. 2022, "Scaling Forward Gradient with Local Losses" (arXiv 2210.03310), who
+call it activity perturbation. Noise where a rectifier is shut could not matter and is left out.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from tinkering.errors import ArgumentError, UnsupportedLayerError
+from tinkering.evaluation import memory
+from tinkering.evaluation.capture import draws_random_numbers
+from tinkering.evaluation.fit import require_state_fits
+from tinkering.evaluation.fitness import Fitness, checked, negative_cross_entropy
+from tinkering.evaluation.graph import Fused, Program, name_of, program
+from tinkering.evaluation.layers import Values
+from tinkering.evaluation.output_targets import Target, find_targets
+from tinkering.evaluation.plan import images_in_cache
+from tinkering.evaluation.still_layers import StillLayers
+from tinkering.evaluation.threads import map_in_order
+from tinkering.population.perturbed_outputs import PerturbedOutputs
+
+
+@dataclass(frozen=True)
+class OutputScores:
+    """What a population of perturbed outputs was worth."""
+
+    fitness: Tensor
+    """Of each member, ``[layers, images, members]`` as one vector."""
+    ascent: Mapping[str, Tensor] = field(repr=False)
+    """For each parameter that evolves, an estimate of the gradient of the mean fitness."""
+    forwards: float
+    """What it cost, in forwards of one image: members count for the layers they ran through."""
+
+
+@torch.no_grad()
+def evaluate_outputs(
+    model: nn.Module,
+    population: PerturbedOutputs,
+    x: Tensor,
+    y: Tensor,
+    fitness: Fitness = negative_cross_entropy,
+    buffers: Mapping[str, Tensor] | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> OutputScores:
+    """Return the fitness of perturbed outputs, and the way up that it tells for the weights.
+
+    Args:
+        model: the architecture, in eval mode; parameters that do not evolve are its own.
+        population: the centre, and how it is perturbed.
+        x: ``[images, ...]``.
+        y: labels, ``[images]``.
+        fitness: ``(logits [members, 1, classes], labels [members, 1]) -> [members]``: a
+            member sees a single image.
+        buffers: BatchNorm statistics; the model's own by default.
+        dtype: of the computation: float32 or bfloat16.
+
+    Raises:
+        ArgumentError: (a ``ValueError``) no image, labels that do not fit `x`, a centre that
+            does not fit the module, or a fitness that is not one number a member.
+        UnsupportedLayerError: the module cannot be captured, mixes the images of a batch, is
+            random, or an evolving parameter is something else than the weight or bias of
+            convolutions and linear layers, or the shift of norms.
+
+    Example:
+        >>> from tinkering.noise import Stream
+        >>> model = nn.Sequential(nn.Linear(8, 4), nn.ReLU(), nn.Linear(4, 2)).eval()
+        >>> centre = {name: p.detach() for name, p in model.named_parameters()}
+        >>> members = PerturbedOutputs(centre, 6, 0.1, Stream(0, 0), lambda f: f - f.mean(1, True))
+        >>> x, y = torch.randn(5, 8), torch.zeros(5, dtype=torch.long)
+        >>> scores = evaluate_outputs(model, members, x, y)
+        >>> scores.fitness.shape, scores.ascent["0.weight"].shape
+        (torch.Size([60]), torch.Size([4, 8]))
+    """
+    if x.numel() == 0:
+        raise ArgumentError("x", "at least one image", list(x.shape))
+    if y.shape != x.shape[:1]:
+        raise ArgumentError("y", f"a label for every image of x, [{len(x)}]", list(y.shape))
+    if dtype not in (torch.float32, torch.bfloat16):
+        raise ArgumentError("dtype", "torch.float32 or torch.bfloat16", dtype)
+    require_state_fits(model, population.params, buffers or {})
+    steps = _program(model, x)
+    state = dict(model.named_parameters()) | dict(model.named_buffers())
+    state = {name: value.detach() for name, value in state.items()}
+    values = steps.captured.values(state | dict(population.params) | dict(buffers or {}))
+    targets = find_targets(steps, population.params, values)
+    run = _Run(steps, values, targets, population, fitness, dtype)
+    threads = torch.get_num_threads()
+    rows = max(1, _rows_at_a_time(steps, values, dtype) // population.members)
+    rows = min(rows, math.ceil(len(x) / threads))
+    parts = [slice(at, at + rows) for at in range(0, len(x), rows)]
+    portions = list(map_in_order(lambda part: run(part, x[part], y[part]), parts, threads))
+    ascent = {name: torch.zeros_like(value) for name, value in population.params.items()}
+    for at, target in enumerate(targets):
+        change = torch.cat([portion[at].change for portion in portions]) / len(x)
+        given = {
+            name: torch.cat([portion[at].given[name] for portion in portions])
+            for name in portions[0][at].given
+        }
+        for name, value in target.to_parameters(given, change).items():
+            ascent[name] += value.to(ascent[name])
+    count = range(len(targets))
+    results = [torch.cat([portion[at].fitness for portion in portions]) for at in count]
+    forwards = len(x) * (1 + population.members * sum(target.cost for target in targets))
+    return OutputScores(torch.stack(results).flatten(), ascent, forwards)
+
+
+def count_layers(model: nn.Module, population: PerturbedOutputs, x: Tensor) -> int:
+    """Return how many layers' results are perturbed.
+
+    Args:
+        model: the architecture, in eval mode.
+        population: has the parameters that evolve.
+        x: ``[images, ...]``, what the module takes.
+
+    Raises:
+        UnsupportedLayerError: as in `evaluate_outputs`.
+    """
+    steps, state = _program(model, x), dict(model.named_parameters()) | dict(model.named_buffers())
+    return len(find_targets(steps, population.params, steps.captured.values(state)))
+
+
+def _program(model: nn.Module, x: Tensor) -> Program:
+    """Return the module's steps, or say why outputs cannot be perturbed one image at a time."""
+    steps = program(model, x)
+    name = type(model).__name__
+    if steps.captured.coupled:
+        raise UnsupportedLayerError(name, "its forward (the images of a batch are not independent)")
+    if draws_random_numbers(model, steps.captured):
+        raise UnsupportedLayerError(name, "active dropout")
+    return steps
+
+
+def _rows_at_a_time(steps: Program, values: Values, dtype: torch.dtype) -> int:
+    weights = sum(values[name].numel() for name in steps.captured.parameters) * dtype.itemsize
+    one = memory.footprint(steps)
+    fitting = images_in_cache(one.largest * dtype.itemsize, weights)
+    return max(1, min(fitting, memory.default_budget() // (4 * max(1, one.peak))))
+
+
+@dataclass(frozen=True)
+class _Portion:
+    """What some images' members at one layer came to."""
+
+    fitness: Tensor
+    """``[images, members]``"""
+    change: Tensor
+    """``[images, *result]``: how each image's fitness changes with the layer's result."""
+    given: dict[str, Tensor]
+    """The inputs of the layer and of what shares its result, by the name of what they make."""
+
+
+@dataclass(frozen=True)
+class _Passed:
+    """What the centre has on its way past a layer."""
+
+    target: Target
+    result: Tensor
+    """Of the layer, ``[images, ...]``."""
+    given: dict[str, Tensor]
+    """As in `_Portion`."""
+    needed: dict[fx.Node, Any]
+    """What later steps read."""
+
+
+class _Run:
+    """Evaluates some images' members at every layer."""
+
+    def __init__(
+        self,
+        steps: Program,
+        values: Values,
+        targets: list[Target],
+        population: PerturbedOutputs,
+        fitness: Fitness,
+        dtype: torch.dtype,
+    ) -> None:
+        self._steps, self._values, self._targets = steps, values, targets
+        self._population, self._fitness = population, fitness
+        self._layers = StillLayers(steps, values, dtype)
+
+    def __call__(self, part: slice, x: Tensor, y: Tensor) -> list[_Portion]:
+        steps = self._steps
+        known = steps.begin(x, self._values)
+        sources = {one.step.last: one.step.source for t in self._targets for one in t.sharing}
+        targets = {target.step: target for target in self._targets}
+        given: dict[str, Tensor] = {}
+        passed = []
+
+        def kept(node: fx.Node) -> Any:
+            value = known[node.name]
+            # A later step may write into it.
+            return value.clone() if steps.is_written(node) else value
+
+        for step in steps.go_on(known, -1, self._layers.keep):
+            if isinstance(step, Fused) and step.last in sources:
+                given[name_of(step)] = kept(step.source)
+            if isinstance(step, Fused) and step in targets:
+                target = targets[step]
+                inputs = {name_of(one.step): given[name_of(one.step)] for one in target.sharing}
+                needed = {node: kept(node) for node in target.needed}
+                passed.append(_Passed(target, kept(step.last), inputs, needed))
+        return [self._at(centre, part.start, y) for centre in passed]
+
+    def _at(self, centre: _Passed, first: int, y: Tensor) -> _Portion:
+        """Perturb one layer's result, and let every member go on from there."""
+        members, stream = self._population.members, self._population.stream
+        target, result = centre.target, centre.result
+        flat = _pixels_first(result).flatten(1)
+        size = flat.float().square().mean(1, keepdim=True).sqrt()
+        amount = self._population.sigma * torch.where(size > 0, size, 1.0)
+        mask = (flat > 0) if target.step.relu else torch.ones_like(flat, dtype=torch.bool)
+        rows = range(first * members, (first + len(y)) * members)
+        signs = stream.signs(target.name, rows, flat.shape[1]).to(flat.dtype)
+        signs = signs.view(len(y), members, -1)
+        sized = (mask * amount).to(flat.dtype)
+        moved = torch.addcmul(flat.unsqueeze(1), sized.unsqueeze(1), signs)
+        logits = self._rest(centre, _pixels_last(moved.flatten(0, 1), result))
+        labels = y.repeat_interleave(members)
+        worth = checked(self._fitness, logits.float().unsqueeze(1), labels.unsqueeze(1))
+        worth = worth.view(len(y), members)
+        weights = self._population.utilities(worth).to(signs.dtype)
+        change = torch.bmm(weights.unsqueeze(1), signs).squeeze(1).float()
+        change = torch.where(mask, change / (members * amount), 0.0)
+        return _Portion(worth, _pixels_last(change, result), centre.given)
+
+    def _rest(self, centre: _Passed, moved: Tensor) -> Tensor:
+        """Return the logits of members whose layer's result is `moved`."""
+        target = centre.target
+        known: dict[str, Any] = dict(self._values)
+        for node, value in centre.needed.items():
+            known[node.name] = value
+            if node in target.along_images:
+                known[node.name] = _repeated(value, self._population.members)
+            elif node in target.counts:
+                known[node.name] = target.counts[node](len(moved))
+        known[name_of(target.step)] = moved
+        for _ in self._steps.go_on(known, target.position, self._layers):
+            pass
+        logits: Tensor = known[self._steps.output.name]
+        return logits
+
+
+def _pixels_first(value: Tensor) -> Tensor:
+    """Return a value with channels last, where its memory has them so; else as it is."""
+    if value.dim() == 4 and value.is_contiguous(memory_format=torch.channels_last):
+        return value.permute(0, 2, 3, 1)
+    return value
+
+
+def _pixels_last(flat: Tensor, like: Tensor) -> Tensor:
+    """Return numbers in the order of `_pixels_first` in the shape of a value."""
+    value = flat.reshape(-1, *_pixels_first(like).shape[1:])
+    return value if _pixels_first(like) is like else value.permute(0, 3, 1, 2)
+
+
+def _repeated(value: Tensor, times: int) -> Tensor:
+    """Return every image's value for each of its members."""
+    first = _pixels_first(value)
+    many = first.repeat_interleave(times, 0)
+    return many if first is value else many.permute(0, 3, 1, 2)

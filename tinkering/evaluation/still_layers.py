@@ -1,0 +1,72 @@
+"""The centre's fused layers, for members that have no weights of their own."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from tinkering.evaluation.graph import Fused, Program, name_of
+from tinkering.evaluation.layers import ConvLayer, Layer, Values, fold, layer
+from tinkering.evaluation.memberwise import Correction, layer_noise
+from tinkering.evaluation.narrow import NarrowConv, is_narrow
+from tinkering.native.correction import Shape
+
+
+class StillLayers:
+    """Computes a program's fused steps with one set of weights.
+
+    Args:
+        steps: the program.
+        values: the centre's weights and statistics.
+        dtype: of the layers; the one that makes the module's output is float32.
+    """
+
+    def __init__(self, steps: Program, values: Values, dtype: torch.dtype) -> None:
+        self._steps = steps
+        self._layers = {
+            name_of(step): _still(
+                step, values, torch.float32 if steps.makes_output(step) else dtype
+            )
+            for step in steps.fused
+        }
+
+    def __call__(self, step: Fused, x: Tensor, residual: Tensor | None) -> Tensor:
+        """Return a step's result, perhaps in the residual's memory."""
+        overwrite = self._steps.may_overwrite_residual(step)
+        return self._layers[name_of(step)](x, residual, overwrite)
+
+    def keep(self, step: Fused, x: Tensor, residual: Tensor | None) -> Tensor:
+        """Return a step's result in memory of its own."""
+        return self._layers[name_of(step)](x, residual, False)
+
+
+class _NarrowLayer:
+    """A convolution of few channels, in the kernel that is the fastest at it."""
+
+    def __init__(self, conv: ConvLayer, narrow: NarrowConv) -> None:
+        self._conv, self._narrow = conv, narrow
+
+    def __call__(self, x: Tensor, residual: Tensor | None, overwrite: bool) -> Tensor:
+        """Return ``relu(conv(x) + residual)``, as `ConvLayer` does."""
+        x = self._conv.enter(x)
+        held = None if residual is None else self._conv.enter(residual)
+        rows = torch.zeros(len(x), dtype=torch.int64)
+        signs = torch.zeros(len(x))
+        add = _nothing(self._conv.shape(x))
+        return self._conv.leave(self._narrow(x, held, add, rows, signs, overwrite))
+
+
+@lru_cache(maxsize=64)
+def _nothing(shape: Shape) -> Correction:
+    """Return what is added for members without noise."""
+    scale = torch.zeros(shape.outputs)
+    return Correction(shape, layer_noise(None, scale, None, scale))
+
+
+def _still(step: Fused, values: Values, dtype: torch.dtype) -> Layer | _NarrowLayer:
+    made = layer(step, values, dtype)
+    if isinstance(made, ConvLayer) and is_narrow(made.weight, made.geometry, dtype):
+        return _NarrowLayer(made, NarrowConv(made.weight, fold(step, values).shift, step.relu))
+    return made

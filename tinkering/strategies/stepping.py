@@ -1,0 +1,83 @@
+"""A step of an optimiser of ``torch.optim``, as a pure function of its state."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tinkering.strategies.told import all_finite
+
+MakeOptimiser = Callable[[list[dict[str, Any]], float], torch.optim.Optimizer]
+"""``(params, learning rate) -> optimiser``, where `params` are the optimiser's groups:
+``[{"params": [...], "lr": ...}, ...]``. Every class of ``torch.optim`` is one."""
+
+
+def fresh_optimiser(
+    make: MakeOptimiser, params: Mapping[str, Tensor], rate: float, factors: Mapping[str, float]
+) -> torch.optim.Optimizer:
+    """Return an optimiser that has not stepped yet.
+
+    Args:
+        make: of the optimiser.
+        params: what it will move.
+        rate: the learning rate.
+        factors: on it, of each parameter. Parameters of one factor are a group of the
+            optimiser, so that their steps are computed together.
+    """
+    alike: dict[float, list[Tensor]] = {}
+    for name, p in params.items():
+        alike.setdefault(factors[name], []).append(p)
+    groups = [{"params": held, "lr": rate * factor} for factor, held in alike.items()]
+    return make(groups, rate)
+
+
+def stepped(
+    make: MakeOptimiser,
+    params: Mapping[str, Tensor],
+    ascent: Mapping[str, Tensor],
+    rate: float,
+    factors: Mapping[str, float],
+    state: Mapping[str, Any],
+) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+    """Return parameters and state after a step, or None where one of them were not finite.
+
+    Args:
+        make: of the optimiser.
+        params: to start from; they stay as they are.
+        ascent: the direction that raises fitness; the optimiser is handed its negative.
+        rate: the learning rate.
+        factors: on it, of each parameter.
+        state: ``state_dict`` of the optimiser before the step; it stays as it is.
+
+    Example:
+        >>> params, ascent, factors = {"p": torch.zeros(1)}, {"p": torch.ones(1)}, {"p": 2.0}
+        >>> state = fresh_optimiser(torch.optim.SGD, params, 0.1, factors).state_dict()
+        >>> moved, state = stepped(torch.optim.SGD, params, ascent, 0.1, factors, state)
+        >>> moved["p"], params["p"]
+        (tensor([0.2000]), tensor([0.]))
+    """
+    moved = {name: p.clone() for name, p in params.items()}
+    optimiser = fresh_optimiser(make, moved, rate, factors)
+    rates = [group["lr"] for group in optimiser.param_groups]
+    optimiser.load_state_dict(copy.deepcopy(dict(state)))
+    # What was loaded has the rates of the step before.
+    for group, now in zip(optimiser.param_groups, rates, strict=True):
+        group["lr"] = now
+    for name, p in moved.items():
+        p.grad = -ascent[name].to(p)  # the optimiser descends
+    optimiser.step()
+    after = optimiser.state_dict()
+    moved = {name: p.detach() for name, p in moved.items()}
+    if not all_finite([*moved.values(), *_tensors(after["state"])]):
+        return None
+    return moved, after
+
+
+def _tensors(slots: Mapping[Any, Mapping[str, Any]]) -> Iterator[Tensor]:
+    """Yield what an optimiser has in its slots for each parameter."""
+    for slot in slots.values():
+        yield from (value for value in slot.values() if isinstance(value, Tensor))
