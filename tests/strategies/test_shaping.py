@@ -4,7 +4,8 @@ import math
 
 import pytest
 import torch
-from hypothesis import assume, given
+from hypothesis import assume, settings
+from hypothesis import given as given_
 from hypothesis import strategies as st
 
 from tinkering.strategies.shaping import (
@@ -17,6 +18,11 @@ from tinkering.strategies.shaping import (
     signed_rank,
     z_score,
 )
+
+
+def given(*drawn):
+    return lambda test: settings(max_examples=25)(given_(*drawn)(test))
+
 
 BOTH = {**SHAPINGS, **{f"{name}, groups": each for name, each in GROUP_SHAPINGS.items()}}
 BLIND = {name: each for name, each in SHAPINGS.items() if name != "raw"}

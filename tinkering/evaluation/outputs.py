@@ -138,10 +138,11 @@ def _program(model: nn.Module, x: Tensor) -> Program:
     """Return the module's steps, or say why outputs cannot be perturbed one image at a time."""
     steps = program(model, x)
     name = type(model).__name__
-    if steps.captured.coupled:
-        raise UnsupportedLayerError(name, "its forward (the images of a batch are not independent)")
+    # First: what is random differs between images as well.
     if draws_random_numbers(model, steps.captured):
         raise UnsupportedLayerError(name, "active dropout")
+    if steps.captured.coupled:
+        raise UnsupportedLayerError(name, "its forward (the images of a batch are not independent)")
     return steps
 
 

@@ -1,0 +1,28 @@
+"""Populations of perturbed outputs for any network, for the tests of their evaluation."""
+
+import torch
+
+from tinkering.evaluation.graph import NORM, arguments, program
+from tinkering.noise import Stream
+from tinkering.population.perturbed_outputs import PerturbedOutputs
+from tinkering.strategies.output_evolution import utilities
+
+
+def held_parameters(model, x):
+    """Names of the weights and biases of fused layers and the shifts of norms."""
+    steps = program(model, x)
+    nodes = []
+    for step in steps.fused:
+        norm = step.layer if step.layer.target is NORM else step.norm
+        nodes += [] if norm is None else [arguments(norm)["bias"]]
+        nodes += [] if norm is step.layer else [step.given["weight"], step.given["bias"]]
+    names = steps.captured.parameters
+    return {names[node.name] for node in nodes if node is not None and node.name in names}
+
+
+def perturbed(model, x, names, *, members=8, sigma=0.1, seed=0, generation=0):
+    """The module's parameters of these names as a centre; None: all that can be."""
+    names = held_parameters(model, x) if names is None else names
+    params = {n: p.detach().clone() for n, p in model.named_parameters() if n in names}
+    params |= {n: torch.zeros(1) for n in names if n not in params}
+    return PerturbedOutputs(params, members, sigma, Stream(seed, generation), utilities)
