@@ -119,8 +119,12 @@ class TestCache:
         assert cache.is_dir()
         assert runs(compiler) == 1
         table, out = (ctypes.c_float * 65536)(*range(65536)), (ctypes.c_float * 16)()
-        loaded.normals.argtypes = [*[ctypes.c_uint64] * 4, ctypes.c_int64, *[ctypes.c_void_p] * 2]
-        loaded.normals(0, 0, 0, 0, 1, table, out)
+        word, pointer, one, none = ctypes.c_uint64, ctypes.c_void_p, *map(ctypes.c_uint64, (1, 0))
+        stretches = [pointer, pointer, word, pointer]  # keys, firsts, generation, blocks
+        loaded.normals.argtypes = [ctypes.c_int64, word, *stretches, pointer, pointer]
+        loaded.normals(
+            1, 0, ctypes.byref(none), ctypes.byref(none), 0, ctypes.byref(one), table, out
+        )
         assert len(set(out)) > 10
 
     @pytest.mark.parametrize("left", [0, 10, 100, 1000, 0.5, 0.99])
