@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from small_nets import make, resnet
 from torch import nn
 
-from tinkering.data import BatchOrder, load
+from tinkering.data import BatchOrder, Shifts, load
 from tinkering.errors import TinkeringError
 from tinkering.evaluation import classification
 from tinkering.evaluation.classification import Classification, measure_split
@@ -40,14 +40,16 @@ def label_of(logits, labels):  # noqa: ARG001
 
 
 class TestFitness:
-    @pytest.mark.parametrize("statistics", ["fixed", "renewed"])
-    def test_equals_a_loop_over_members(self, statistics):
+    @pytest.mark.parametrize(("statistics", "shift"), [("fixed", 0), ("renewed", 0), ("fixed", 2)])
+    def test_equals_a_loop_over_members(self, statistics, shift):
         model, centre = make_model(), make_model(1)
-        task = Classification(model, DIGITS, seed=4, statistics=statistics)
+        task = Classification(model, DIGITS, seed=4, statistics=statistics, shift=shift)
         population = PerturbedPopulation(centre, size=10, sigma=0.1)
         result = task.fitness(population, generation=3)
         chosen = BatchOrder(60, 5, seed=4).order(3)
         images, labels = DIGITS.train.images(chosen), DIGITS.train.labels[chosen]
+        shifts = Shifts(shift, seed=4)
+        images = shifts.moved(images, shifts.offsets(3, 5), DIGITS.train.background)
         if statistics == "fixed":  # of the network that the task was given
             known = dict(with_statistics_of(make_model(), DIGITS.train.images()).named_buffers())
             centre.load_state_dict(known, strict=False)
@@ -62,6 +64,27 @@ class TestFitness:
             expected = -F.cross_entropy(logits, labels[i // 2][None])
             torch.testing.assert_close(result[i], expected, rtol=1e-3, atol=1e-3)
         assert result.unique().numel() == 10
+
+    @pytest.mark.parametrize("group", [2, None])
+    def test_a_part_of_a_population_sees_images_moved_as_in_the_whole(self, group):
+        model = make_model()
+        task = Classification(model, DIGITS, shift=3, group=group, batch=2)
+        population = PerturbedPopulation(model, size=12, sigma=0.1)
+        whole, part = (task.fitness(p, 1) for p in (population, population[4:8]))
+        torch.testing.assert_close(part, whole[4:8], rtol=1e-4, atol=1e-4)
+        still = Classification(model, DIGITS, group=group, batch=2).fitness(population, 1)
+        assert not torch.allclose(whole, still, rtol=0.01)
+
+    def test_the_plan_is_that_of_the_evaluation_within_the_memory(self):
+        model = make_model()
+        population = PerturbedPopulation(model, size=8, sigma=0.1)
+        planned = Classification(model, DIGITS, memory=2_000_000).plan(population)
+        assert (planned.engine, planned.budget) == ("factored", 2_000_000)
+        assert planned.needed <= 2_000_000
+        with pytest.raises(TinkeringError, match=r"memory: needed at least [0-9,]+ bytes"):
+            Classification(model, DIGITS, memory=1000).plan(population)
+        with pytest.raises(TinkeringError, match=r"memory: needed at least [0-9,]+ bytes"):
+            Classification(model, DIGITS, memory=1000).fitness(population, 0)
 
     def test_both_members_of_a_pair_see_the_same_image(self):
         model = make_model()

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from tinkering.data import BatchOrder, load
+from tinkering.data import BatchOrder, Shifts, load
 from tinkering.errors import ArgumentError
 from tinkering.evaluation.output_classification import OutputClassification
 from tinkering.evaluation.outputs import evaluate_outputs
@@ -79,6 +79,19 @@ class TestFitness:
             difference = (result.ascent[name] - value).abs().max() / value.abs().max()
             assert difference < 1e-2, name
 
+    def test_images_are_moved_another_way_each_generation(self):
+        population = population_of(make_model(1))
+        task = OutputClassification(MODEL, DIGITS, images=7, seed=4, shift=2)
+        result = task.fitness(population, 3)
+        chosen = BatchOrder(60, 7, seed=4).order(3)
+        shifts = Shifts(2, seed=4)
+        images = DIGITS.train.images(chosen)
+        images = shifts.moved(images, shifts.offsets(3, 7), DIGITS.train.background)
+        expected = evaluate_outputs(
+            MODEL.eval(), population, images, DIGITS.train.labels[chosen], buffers=task.buffers({})
+        )
+        assert torch.equal(result.fitness, expected.fitness)
+
     def test_labels_are_those_of_the_order(self):
         seen = []
 
@@ -118,6 +131,34 @@ class TestFitness:
         assert not torch.allclose(one.fitness, other.fitness, rtol=0.05)
         assert not torch.equal(one.fitness, narrow.fitness)
         torch.testing.assert_close(one.fitness, narrow.fitness, rtol=0.1, atol=0.1)
+
+
+class TestPlan:
+    def test_smaller_portions_fit_less_memory_and_give_the_same(self):
+        population = population_of(MODEL, members=4)
+        large, small = (
+            OutputClassification(MODEL, DIGITS, images=12, memory=memory)
+            for memory in (10**9, 1_500_000)
+        )
+        plans = [task.plan(population) for task in (large, small)]
+        assert plans[1].images < plans[0].images
+        assert all(plan.needed <= plan.budget for plan in plans)
+        assert str(plans[1]).endswith("MiB of 1 MiB")
+        fitness = [task.fitness(population, 0) for task in (large, small)]
+        torch.testing.assert_close(fitness[0].fitness, fitness[1].fitness, rtol=1e-4, atol=1e-4)
+        for name, value in fitness[0].ascent.items():
+            torch.testing.assert_close(fitness[1].ascent[name], value, rtol=1e-2, atol=1e-4)
+
+    def test_message_where_nothing_fits(self):
+        task = OutputClassification(MODEL, DIGITS, images=12, memory=10_000)
+        for what in (task.plan, lambda population: task.fitness(population, 0)):
+            with pytest.raises(ArgumentError) as caught:
+                what(population_of(MODEL))
+            assert str(caught.value).startswith("memory: needed at least ")
+            assert str(caught.value).endswith(
+                " bytes, got 10,000. Give it more, or fewer members an image, or fewer images "
+                "a generation."
+            )
 
 
 class TestCounts:

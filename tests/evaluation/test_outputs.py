@@ -24,7 +24,7 @@ from small_nets import (
 from torch import nn
 
 from tinkering.errors import ArgumentError, UnsupportedLayerError
-from tinkering.evaluation import outputs
+from tinkering.evaluation import output_plan
 from tinkering.evaluation.outputs import evaluate_outputs
 from tinkering.models import BasicBlock, SimpleResNet
 from tinkering.noise import Stream
@@ -113,7 +113,9 @@ class Loop:
             for i in range(len(x)):
                 image = x[i : i + 1]
                 _, (value,) = self.run(image, point)
-                amount = self.sigma * value.square().mean().sqrt()
+                alone = point.rectified or value.numel() == 1
+                spread = value if alone else value - value.mean()
+                amount = self.sigma * spread.square().mean().sqrt()
                 open_ = value > 0 if point.rectified else torch.ones_like(value).bool()
                 noise = []
                 for member in range(self.members):
@@ -435,7 +437,7 @@ class TestTiles:
         model = cached(build)
         x = inputs_for(build, 5)
         whole = scores_of(model, x, members=3, sigma=0.2)
-        monkeypatch.setattr(outputs, "images_in_cache", lambda *_: fitting)
+        monkeypatch.setattr(output_plan, "images_in_cache", lambda *_: fitting)
         set_threads(threads)
         parts = scores_of(model, x, members=3, sigma=0.2)
         torch.testing.assert_close(parts.fitness, whole.fitness, rtol=1e-4, atol=1e-4)
@@ -452,7 +454,7 @@ class TestTiles:
 
         whole = scores_of(model, x, members=6, fitness=fitness)
         assert 0 < whole.fitness.isnan().sum() < len(whole.fitness)
-        monkeypatch.setattr(outputs, "images_in_cache", lambda *_: 1)
+        monkeypatch.setattr(output_plan, "images_in_cache", lambda *_: 1)
         parts = scores_of(model, x, members=6, fitness=fitness)
         for name, value in whole.ascent.items():
             assert torch.isfinite(value).all()
@@ -465,7 +467,7 @@ class TestTiles:
             seen.append(len(labels))
             return logits.sum((1, 2))
 
-        monkeypatch.setattr(outputs, "images_in_cache", lambda *_: 8)
+        monkeypatch.setattr(output_plan, "images_in_cache", lambda *_: 8)
         scores_of(cached(perceptron), inputs_for(perceptron, 5), members=3, fitness=fitness)
         assert seen == [6, 6, 6, 6, 3, 3]  # two images' members, at two layers
 

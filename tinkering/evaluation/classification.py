@@ -9,11 +9,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from tinkering.data import BatchOrder, Dataset, Split
+from tinkering.data import BatchOrder, Dataset, Shifts, Split
 from tinkering.errors import ArgumentError
 from tinkering.evaluation.batchnorm import reference_statistics
 from tinkering.evaluation.fitness import Fitness, negative_cross_entropy
-from tinkering.evaluation.forward import evaluate
+from tinkering.evaluation.forward import evaluate, plan_evaluation
+from tinkering.evaluation.plan import Plan
 from tinkering.population import PerturbedPopulation
 
 _REFERENCE_IMAGES = 128
@@ -51,6 +52,8 @@ class Classification:
         group: members that see the same images, side by side in the population; None for
             all of them.
         batch: images that a member sees in a generation.
+        memory: bytes that an evaluation may take; half of what is free by default.
+        shift: pixels by which training images are moved at most, another way each time.
 
     Raises:
         ArgumentError: (a ``ValueError``) one of these cannot be used.
@@ -74,6 +77,8 @@ class Classification:
         statistics: str = "fixed",
         group: int | None = 2,
         batch: int = 1,
+        memory: int | None = None,
+        shift: int = 0,
     ) -> None:
         if statistics not in ("fixed", "renewed"):
             raise ArgumentError("statistics", '"fixed" or "renewed"', repr(statistics))
@@ -87,6 +92,8 @@ class Classification:
         self._dtype = dtype
         self._group = group
         self._batch = batch
+        self._memory = memory
+        self._shifts = Shifts(shift, seed)
         self._fixed: dict[str, Tensor] | None = None
         if statistics == "fixed":
             self._fixed = self._calibrated({n: p.detach() for n, p in model.named_parameters()})
@@ -107,6 +114,22 @@ class Classification:
             self._fitness,
             in_dims=(0, None) if self._group is None else (0, 0),
             dtype=self._dtype,
+            memory=self._memory,
+        )
+
+    def plan(self, population: PerturbedPopulation) -> Plan:
+        """Return how a population would be evaluated.
+
+        Raises:
+            ArgumentError: (a ``ValueError``) the memory does not suffice for any plan.
+        """
+        return plan_evaluation(
+            self._model.eval(),
+            population.with_buffers(self._statistics(population, 0)),
+            self._images(population, 0)[0],
+            in_dims=(0, None) if self._group is None else (0, 0),
+            dtype=self._dtype,
+            memory=self._memory,
         )
 
     def _images(self, population: PerturbedPopulation, generation: int) -> tuple[Tensor, Tensor]:
@@ -114,7 +137,8 @@ class Classification:
         train, members, group = self._dataset.train, population.members, self._group
         if group is None:
             chosen = BatchOrder(len(train), self._batch, self._seed).order(generation)
-            return train.images(chosen), train.labels[chosen]
+            images = self._moved(train.images(chosen), generation, slice(None), self._batch)
+            return images, train.labels[chosen]
         if members.start % group or members.stop % group or population.size % group:
             raise ArgumentError(
                 "population",
@@ -127,9 +151,15 @@ class Classification:
         first, last = (at // group * self._batch for at in (members.start, members.stop))
         chosen = whole[first:last].view(-1, self._batch).repeat_interleave(group, 0)
         # Bytes are looked up once an image, and become decimals once.
-        images = train.images(whole[first:last])
+        part = slice(first, last)
+        images = self._moved(train.images(whole[part]), generation, part, count)
         x = images.view(-1, self._batch, *images.shape[1:]).repeat_interleave(group, 0)
         return x, train.labels[chosen]
+
+    def _moved(self, images: Tensor, generation: int, part: slice, count: int) -> Tensor:
+        """Return images of a generation, which has `count`, moved by their shifts."""
+        offsets = self._shifts.offsets(generation, count)[part]
+        return self._shifts.moved(images, offsets, self._dataset.train.background)
 
     def _statistics(self, population: PerturbedPopulation, generation: int) -> dict[str, Tensor]:
         if self._fixed is not None:

@@ -158,6 +158,23 @@ def plan(
     return _planned(model, population, x, options, keeps_logits=True)[0]
 
 
+def plan_evaluation(
+    model: nn.Module,
+    population: Population,
+    x: Tensor,
+    in_dims: InDims = (0, None),
+    dtype: torch.dtype = torch.float32,
+    *,
+    memory: int | None = None,
+) -> Plan:
+    """Return how `evaluate` would evaluate this: it holds a number a member, and no logits.
+
+    The arguments and the errors are those of `evaluate`.
+    """
+    options = Options(in_dims, dtype, "auto", "running", "error", memory)
+    return _planned(model, population, x, options, keeps_logits=False)[0]
+
+
 def fastest_dtype() -> torch.dtype:
     """Return bfloat16 where this processor is faster at it, float32 elsewhere.
 

@@ -44,8 +44,8 @@ def footprint(program: Program) -> Footprint:
     """Return what one image takes; it is kept as long as the program."""
     if program not in _footprints:
         made = [step.last if isinstance(step, Fused) else step for step, _ in program.walk()]
-        largest = max(_size(node) // 4 for node in [_images(program), *made])
-        _footprints[program] = Footprint(_peak(program), largest, _size(program.output))
+        largest = max(size_of(node) // 4 for node in [_images(program), *made])
+        _footprints[program] = Footprint(_peak(program), largest, size_of(program.output))
     return _footprints[program]
 
 
@@ -55,13 +55,13 @@ def _peak(program: Program) -> int:
     A step's input may be cast, and its result is built beside what it adds, so these
     count twice.
     """
-    live: dict[str, int] = {program.captured.images: _size(_images(program))}
+    live: dict[str, int] = {program.captured.images: size_of(_images(program))}
     most = 0
     for step, released in program.walk():
         made = step.last if isinstance(step, Fused) else step
         reads = [step.source] if isinstance(step, Fused) else step.all_input_nodes
-        live[made.name] = _size(made)
-        working = _size(made) + sum(_size(node) for node in reads if node.name in live)
+        live[made.name] = size_of(made)
+        working = size_of(made) + sum(size_of(node) for node in reads if node.name in live)
         most = max(most, sum(live.values()) + working)
         for name in released:
             live.pop(name, None)
@@ -73,7 +73,7 @@ def _images(program: Program) -> fx.Node:
     return nodes[program.captured.images]
 
 
-def _size(node: fx.Node) -> int:
+def size_of(node: fx.Node) -> int:
     """Return the bytes of a value for one image, as float32."""
     values = node.meta.get("val")
     total = 0

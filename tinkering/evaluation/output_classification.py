@@ -7,11 +7,17 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from tinkering.data import BatchOrder, Dataset
+from tinkering.data import BatchOrder, Dataset, Shifts
 from tinkering.errors import ArgumentError
 from tinkering.evaluation.classification import Classification
 from tinkering.evaluation.fitness import Fitness, negative_cross_entropy
-from tinkering.evaluation.outputs import OutputScores, count_layers, evaluate_outputs
+from tinkering.evaluation.output_plan import OutputPlan
+from tinkering.evaluation.outputs import (
+    OutputScores,
+    count_layers,
+    evaluate_outputs,
+    plan_outputs,
+)
 from tinkering.population.perturbed_outputs import PerturbedOutputs
 
 
@@ -28,6 +34,8 @@ class OutputClassification:
         seed: decides which images a generation sees.
         fitness: of a member, which sees a single image.
         dtype: of the members' convolutions; held-out figures are always float32.
+        memory: bytes that an evaluation may take; half of what is free by default.
+        shift: pixels by which training images are moved at most, another way each time.
 
     Raises:
         ArgumentError: (a ``ValueError``) `images` is below 1.
@@ -54,25 +62,39 @@ class OutputClassification:
         seed: int = 0,
         fitness: Fitness = negative_cross_entropy,
         dtype: torch.dtype = torch.float32,
+        memory: int | None = None,
+        shift: int = 0,
     ) -> None:
         if images < 1:
             raise ArgumentError("images", "an integer of at least 1", images)
         self._model, self._train, self._fitness, self._dtype = model, dataset.train, fitness, dtype
+        self._memory, self._shifts = memory, Shifts(shift, seed)
         self._order = BatchOrder(len(dataset.train), images, seed)
         self._held_out = Classification(model, dataset, seed)
 
     def fitness(self, population: PerturbedOutputs, generation: int) -> OutputScores:
         """Return what the population was worth on the generation's images."""
         chosen = self._order.order(generation)
+        offsets = self._shifts.offsets(generation, len(chosen))
         return evaluate_outputs(
             self._model.eval(),
             population,
-            self._train.images(chosen),
+            self._shifts.moved(self._train.images(chosen), offsets, self._train.background),
             self._train.labels[chosen],
             self._fitness,
             self._held_out.buffers(population.params),
             self._dtype,
+            self._memory,
         )
+
+    def plan(self, population: PerturbedOutputs) -> OutputPlan:
+        """Return how a population would be evaluated.
+
+        Raises:
+            ArgumentError: (a ``ValueError``) the memory does not suffice for any plan.
+        """
+        x = self._train.images(self._order.order(0))
+        return plan_outputs(self._model.eval(), population, x, self._dtype, self._memory)
 
     def images(self, population: PerturbedOutputs) -> int:
         """Return the model-images of one evaluation: the centre's, and one for each member.

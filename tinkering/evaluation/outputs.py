@@ -13,7 +13,6 @@ call it activity perturbation. Noise where a rectifier is shut could not matter 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,14 +21,13 @@ import torch
 from torch import Tensor, fx, nn
 
 from tinkering.errors import ArgumentError, UnsupportedLayerError
-from tinkering.evaluation import memory
 from tinkering.evaluation.capture import draws_random_numbers
 from tinkering.evaluation.fit import require_state_fits
 from tinkering.evaluation.fitness import Fitness, checked, negative_cross_entropy
 from tinkering.evaluation.graph import Fused, Program, name_of, program
 from tinkering.evaluation.layers import Values
+from tinkering.evaluation.output_plan import OutputPlan, make_output_plan
 from tinkering.evaluation.output_targets import Target, find_targets
-from tinkering.evaluation.plan import images_in_cache
 from tinkering.evaluation.still_layers import StillLayers
 from tinkering.evaluation.threads import map_in_order
 from tinkering.population.perturbed_outputs import PerturbedOutputs
@@ -56,6 +54,7 @@ def evaluate_outputs(
     fitness: Fitness = negative_cross_entropy,
     buffers: Mapping[str, Tensor] | None = None,
     dtype: torch.dtype = torch.float32,
+    memory: int | None = None,
 ) -> OutputScores:
     """Return the fitness of perturbed outputs, and the way up that it tells for the weights.
 
@@ -68,10 +67,12 @@ def evaluate_outputs(
             member sees a single image.
         buffers: BatchNorm statistics; the model's own by default.
         dtype: of the computation: float32 or bfloat16.
+        memory: bytes that it may take; half of what is free by default.
 
     Raises:
         ArgumentError: (a ``ValueError``) no image, labels that do not fit `x`, a centre that
-            does not fit the module, or a fitness that is not one number a member.
+            does not fit the module, a fitness that is not one number a member, or memory that
+            does not suffice for one image.
         UnsupportedLayerError: the module cannot be captured, mixes the images of a batch, is
             random, or an evolving parameter is something else than the weight or bias of
             convolutions and linear layers, or the shift of norms.
@@ -99,11 +100,10 @@ def evaluate_outputs(
     values = steps.captured.values(state | dict(population.params) | dict(buffers or {}))
     targets = find_targets(steps, population.params, values)
     run = _Run(steps, values, targets, population, fitness, dtype)
-    threads = torch.get_num_threads()
-    rows = max(1, _rows_at_a_time(steps, values, dtype) // population.members)
-    rows = min(rows, math.ceil(len(x) / threads))
+    planned = make_output_plan(steps, values, targets, len(x), population.members, dtype, memory)
+    rows = planned.images
     parts = [slice(at, at + rows) for at in range(0, len(x), rows)]
-    portions = list(map_in_order(lambda part: run(part, x[part], y[part]), parts, threads))
+    portions = list(map_in_order(lambda part: run(part, x[part], y[part]), parts, planned.threads))
     ascent = {name: torch.zeros_like(value) for name, value in population.params.items()}
     for at, target in enumerate(targets):
         change = torch.cat([portion[at].change for portion in portions]) / len(x)
@@ -117,6 +117,23 @@ def evaluate_outputs(
     results = [torch.cat([portion[at].fitness for portion in portions]) for at in count]
     forwards = len(x) * (1 + population.members * sum(target.cost for target in targets))
     return OutputScores(torch.stack(results).flatten(), ascent, forwards)
+
+
+def plan_outputs(
+    model: nn.Module,
+    population: PerturbedOutputs,
+    x: Tensor,
+    dtype: torch.dtype = torch.float32,
+    memory: int | None = None,
+) -> OutputPlan:
+    """Return how `evaluate_outputs` would evaluate this.
+
+    The arguments and the errors are those of `evaluate_outputs`.
+    """
+    steps = _program(model, x)
+    values = steps.captured.values(dict(model.named_parameters()) | dict(model.named_buffers()))
+    targets = find_targets(steps, population.params, values)
+    return make_output_plan(steps, values, targets, len(x), population.members, dtype, memory)
 
 
 def count_layers(model: nn.Module, population: PerturbedOutputs, x: Tensor) -> int:
@@ -144,13 +161,6 @@ def _program(model: nn.Module, x: Tensor) -> Program:
     if steps.captured.coupled:
         raise UnsupportedLayerError(name, "its forward (the images of a batch are not independent)")
     return steps
-
-
-def _rows_at_a_time(steps: Program, values: Values, dtype: torch.dtype) -> int:
-    weights = sum(values[name].numel() for name in steps.captured.parameters) * dtype.itemsize
-    one = memory.footprint(steps)
-    fitting = images_in_cache(one.largest * dtype.itemsize, weights)
-    return max(1, min(fitting, memory.default_budget() // (4 * max(1, one.peak))))
 
 
 @dataclass(frozen=True)
@@ -222,8 +232,7 @@ class _Run:
         members, stream = self._population.members, self._population.stream
         target, result = centre.target, centre.result
         flat = _pixels_first(result).flatten(1)
-        size = flat.float().square().mean(1, keepdim=True).sqrt()
-        amount = self._population.sigma * torch.where(size > 0, size, 1.0)
+        amount = self._population.sigma * _size(flat.float(), target.step.relu)
         mask = (flat > 0) if target.step.relu else torch.ones_like(flat, dtype=torch.bool)
         rows = range(first * members, (first + len(y)) * members)
         signs = stream.signs(target.name, rows, flat.shape[1]).to(flat.dtype)
@@ -254,6 +263,18 @@ class _Run:
             pass
         logits: Tensor = known[self._steps.output.name]
         return logits
+
+
+def _size(flat: Tensor, rectified: bool) -> Tensor:
+    """Return how large each image's result is, ``[images, 1]``: noise is a part of it.
+
+    The root mean square. What all numbers of a result have in common does not count where no
+    rectifier follows, as it says nothing in logits: it may drift far from zero, and noise of that
+    size would drown what they differ in. A result of zeros has size 1.
+    """
+    spread = flat if rectified or flat.shape[1] == 1 else flat - flat.mean(1, keepdim=True)
+    size = spread.square().mean(1, keepdim=True).sqrt()
+    return torch.where(size > 0, size, 1.0)
 
 
 def _pixels_first(value: Tensor) -> Tensor:
