@@ -14,6 +14,7 @@ from tinkering.data.batches import BatchOrder
 from tinkering.data.dataset import Dataset, Split, make_dataset
 from tinkering.data.download import Download, cache_folder
 from tinkering.data.grid import save_grid
+from tinkering.data.shifts import Shifts
 from tinkering.data.sources import DEFAULT, Listing, get, listing, load, names
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "Dataset",
     "Download",
     "Listing",
+    "Shifts",
     "Split",
     "cache_folder",
     "get",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -56,6 +57,11 @@ class Split:
         # In place after the first step, so that the floats exist once.
         return pixels.to(torch.float32).div_(255).sub_(self.mean).div_(self.std).unsqueeze(1)
 
+    @property
+    def background(self) -> float:
+        """What a pixel of 0 is in `images`."""
+        return -self.mean / self.std
+
     @cached_property
     def x(self) -> Float32[Tensor, "n 1 height width"]:
         """All images, ``float32 [n, 1, height, width]``: made when first asked for, then kept."""
@@ -101,6 +107,22 @@ class Dataset:
     def std(self) -> float:
         """Standard deviation of the training pixels, on the scale from 0 to 1."""
         return self.train.std
+
+    def sha256(self) -> str:
+        """Return what identifies the images and labels: the SHA-256 of them all, in hex.
+
+        Example:
+            >>> from tinkering.data import load
+            >>> digits = load("mnist5k")
+            >>> digits.sha256() == load("mnist5k").sha256() != digits.subset(train=50).sha256()
+            True
+        """
+        digest = hashlib.sha256(repr((self.classes, self.mean, self.std)).encode())
+        for split in (self.train, self.test):
+            for part in (split.pixels, split.labels):
+                digest.update(repr(tuple(part.shape)).encode())
+                digest.update(part.contiguous().numpy().data)
+        return digest.hexdigest()
 
     def subset(self, train: int | None = None, test: int | None = None, seed: int = 0) -> Dataset:
         """Return a smaller data set in which each class keeps its share, in a shuffled order.

@@ -11,10 +11,11 @@ from tinkering.errors import ArgumentError
 
 
 class Purpose(IntEnum):
-    """What a permutation is for; two purposes never draw the same random numbers."""
+    """What random numbers are for; two purposes never draw the same random numbers."""
 
     BATCHES = 1
     SUBSET = 2
+    SHIFTS = 3
 
 
 def check_seed(seed: int) -> None:

@@ -20,8 +20,9 @@ class PerturbedOutputs:
     """Members that are the centre, but for noise on what one layer makes of one image.
 
     For every image and every layer there are `members` of them: the layer's result, where no
-    rectifier is shut, is moved by ``+-sigma`` times its root mean square, or by ``+-sigma`` where
-    all of it is zero, as behind weights that start at zero. They have no weights of
+    rectifier is shut, is moved by ``+-sigma`` times its size. The size is its root mean square,
+    or, where no rectifier follows, as behind logits, that of its differences from its mean; and 1
+    where all of it is zero, as behind weights that start at zero. Members have no weights of
     their own, so there is nothing to materialise; what a layer's noise is worth tells how its
     result should change, and from that and the layer's input follows how its weights should.
 

@@ -63,7 +63,7 @@ class OutputEvolution:
 
     Args:
         members: perturbations of each image at each layer, at least 2.
-        sigma: size of a perturbation by the root mean square of the layer's result.
+        sigma: size of a perturbation by that of the layer's result: see `PerturbedOutputs`.
         learning_rate: Adam's step, a number or a schedule over generations.
         betas: Adam's decay of its running means.
         averaging: weight of the past in the running average of the centre, 0 (the latest) to
