@@ -73,6 +73,34 @@ class RunFolderError(_FileError):
     """
 
 
+class CheckpointError(RunFolderError):
+    """A checkpoint that is damaged or is none.
+
+    Example:
+        >>> raise CheckpointError("00000012.safetensors", "a whole checkpoint", "a part of one")
+        Traceback (most recent call last):
+        tinkering.errors.CheckpointError: 00000012.safetensors: expected a whole checkpoint, found a
+        part of one.
+    """
+
+
+class RunBusyError(TinkeringError):
+    """A run folder that another process works on.
+
+    Example:
+        >>> raise RunBusyError("runs/a")
+        Traceback (most recent call last):
+        tinkering.errors.RunBusyError: runs/a: another process works on this run. Wait for it, or
+        end it.
+    """
+
+    def __init__(self, path: object) -> None:
+        super().__init__(str(path))
+
+    def __str__(self) -> str:
+        return f"{self.args[0]}: another process works on this run. Wait for it, or end it."
+
+
 class UnsupportedLayerError(TinkeringError):
     """A module does something with its parameters that a population cannot follow.
 

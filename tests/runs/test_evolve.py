@@ -7,6 +7,7 @@ import pytest
 from fakes import Clock, Counting, Evaluator
 
 from tinkering.errors import TinkeringError
+from tinkering.runs.checkpoint import Progress
 from tinkering.runs.evolve import Limits, evolve
 
 
@@ -17,8 +18,8 @@ def clock(monkeypatch):
     return clock
 
 
-def press():
-    signal.raise_signal(signal.SIGINT)
+def press(number=signal.SIGINT):
+    signal.raise_signal(number)
 
 
 def run(clock, limits, callbacks=(), **settings):
@@ -165,7 +166,147 @@ class TestMeasurements:
         assert outcome.reason == "seconds"
 
 
+class TestGoingOn:
+    def test_counts_on_from_what_was_done(self, clock):
+        done = Progress(4, 28, 8.5)
+        records, evaluator = [], Evaluator(clock)
+        outcome = evolve(Counting(), 4, evaluator, Limits(generations=6), [records.append], done)
+        assert [(r["generation"], r["evaluations"], r["seconds"]) for r in records] == [
+            (5, 35, 9.5),
+            (6, 42, 10.5),
+        ]
+        assert evaluator.populations[0] == ("population of generation 4", 4)
+        assert (outcome.generations, outcome.evaluations, outcome.seconds) == (6, 42, 10.5)
+        assert outcome.measured["test_loss"] == -6.0
+
+    def test_limits_count_over_the_whole_run(self, clock):
+        outcome = evolve(Counting(), 4, Evaluator(clock), Limits(10.0), (), Progress(4, 28, 8.5))
+        assert (outcome.generations, outcome.reason) == (6, "seconds")
+
+    @pytest.mark.parametrize("limits", [Limits(generations=4), Limits(8.0)], ids=str)
+    def test_nothing_left_measures_where_it_stands(self, clock, limits):
+        evaluator = Evaluator(clock)
+        outcome = evolve(Counting(), 4, evaluator, limits, (), Progress(4, 28, 8.5, {"a": 1}))
+        assert (outcome.state, outcome.generations, outcome.evaluations) == (4, 4, 28)
+        assert outcome.measured["test_loss"] == -4.0
+        assert outcome.troubles == {"a": 1}
+        assert evaluator.populations == []
+
+    def test_measurements_keep_their_interval(self, clock):
+        limits = Limits(generations=9, measure_every=3.0)
+        evaluator = Evaluator(clock)
+        evolve(Counting(), 4, evaluator, limits, (), Progress(4, 28, 4.0))
+        assert evaluator.measured == [7, 9]
+
+
+class TestKeeping:
+    def test_after_every_generation_and_after_its_record(self, clock):
+        seen = []
+        evolve(
+            Counting(),
+            0,
+            Evaluator(clock, measuring=0.5),
+            Limits(generations=2),
+            [lambda record: seen.append(record["generation"])],
+            keep=lambda progress, state: seen.append((progress, state)),
+        )
+        # The measurement at the end is time of the run too.
+        assert seen == [1, (Progress(1, 7, 1.0), 1), 2, (Progress(2, 14, 2.5), 2)]
+
+    def test_what_is_kept_leads_to_the_same_end(self, clock):
+        kept, limits = [], Limits(generations=5)
+        whole = evolve(
+            Counting(), 0, Evaluator(clock), limits, keep=lambda *both: kept.append(both)
+        )
+        for progress, state in kept:
+            outcome = evolve(Counting(), state, Evaluator(clock), limits, (), progress)
+            assert outcome == whole
+
+    def test_a_disk_that_fails_ends_the_loop(self, clock):
+        def full(progress, _):
+            if progress.generation == 2:
+                raise OSError(28, "No space left on device")
+
+        before = signal.getsignal(signal.SIGTERM)
+        evaluator = Evaluator(clock)
+        with pytest.raises(OSError, match="No space"):
+            evolve(Counting(), 0, evaluator, Limits(generations=5), keep=full)
+        assert len(evaluator.populations) == 2
+        assert signal.getsignal(signal.SIGTERM) is before
+
+
+class TestTroubles:
+    @pytest.mark.parametrize(
+        ("fitness", "trouble"),
+        [
+            ((1.0, 1.0), "constant fitness"),
+            ((math.nan, 1.0), "some members' fitness not finite"),
+            ((math.nan, math.inf), "no finite fitness"),
+        ],
+    )
+    def test_are_in_the_record_and_counted_in_the_outcome(self, clock, fitness, trouble):
+        outcome, records, _ = run(clock, Limits(generations=3), fitness=fitness)
+        assert [record["troubles"] for record in records] == [[trouble]] * 3
+        assert outcome.troubles == {trouble: 3}
+
+    def test_are_counted_on(self, clock):
+        done = Progress(2, 14, 2.0, {"constant fitness": 2, "centre diverged": 1})
+        kept = []
+        outcome = evolve(
+            Counting(),
+            2,
+            Evaluator(clock, fitness=(1.0, 1.0)),
+            Limits(generations=3),
+            (),
+            done,
+            lambda progress, _: kept.append(progress.troubles),
+        )
+        assert outcome.troubles == {"constant fitness": 3, "centre diverged": 1}
+        assert kept == [outcome.troubles]
+        assert done.troubles["constant fitness"] == 2
+
+    def test_an_update_that_the_strategy_left_out(self, clock):
+        class State(int):
+            told = "update not finite"
+
+        class Leaving(Counting):
+            def tell(self, state, fitness):
+                return State(super().tell(state, fitness))
+
+        outcome = evolve(Leaving(), 0, Evaluator(clock), Limits(generations=2))
+        assert outcome.troubles == {"update not finite": 2}
+
+    def test_a_centre_that_goes_bad(self, clock):
+        class Diverging(Evaluator):
+            def measure(self, params):
+                losses = {1: 2.0, 2: 30.0, 3: math.nan}
+                return {"test_loss": losses[int(params["generation"])]}
+
+        records = []
+        limits = Limits(generations=3, measure_every=0.0)
+        evolve(Counting(), 0, Diverging(clock), limits, [records.append])
+        assert [record.get("troubles") for record in records] == [
+            None,
+            ["centre diverged"],
+            ["centre's loss not finite"],
+        ]
+
+
 class TestInterrupt:
+    def test_sigterm_ends_with_a_complete_outcome_too(self, clock):
+        before = signal.getsignal(signal.SIGTERM)
+        during = {("fitness", 2): lambda: press(signal.SIGTERM)}
+        outcome, records, evaluator = run(clock, Limits(generations=100), during=during)
+        assert outcome.reason == "terminated"
+        assert outcome.generations == len(records) == evaluator.measured[-1] == 3
+        assert signal.getsignal(signal.SIGTERM) is before
+
+    @pytest.mark.parametrize("second", [signal.SIGINT, signal.SIGTERM])
+    def test_whatever_comes_second_is_obeyed_at_once(self, clock, second):
+        during = {("fitness", 1): lambda: (press(signal.SIGTERM), press(second))}
+        with pytest.raises(KeyboardInterrupt):
+            run(clock, Limits(generations=100), during=during)
+
     @pytest.mark.parametrize("what", ["fitness", "measure"])
     def test_ctrl_c_ends_with_a_complete_outcome(self, clock, what):
         before = signal.getsignal(signal.SIGINT)

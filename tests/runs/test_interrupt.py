@@ -28,12 +28,12 @@ def own_handler(number, frame):
 class TestInterrupt:
     def test_is_not_pressed_at_first(self):
         with Interrupt() as interrupt:
-            assert interrupt.pressed is False
+            assert interrupt.signal is None
 
     def test_the_first_is_noted_and_the_second_raises(self):
         with Interrupt() as interrupt:
             press()
-            assert interrupt.pressed is True
+            assert interrupt.signal is signal.SIGINT
             with pytest.raises(KeyboardInterrupt):
                 press()
 
@@ -53,19 +53,19 @@ class TestInterrupt:
         with Interrupt() as outer:
             with Interrupt() as inner:
                 press()
-            assert (outer.pressed, inner.pressed) == (False, True)
+            assert (outer.signal, inner.signal) == (None, signal.SIGINT)
             press()
-            assert outer.pressed
+            assert outer.signal
 
     def test_in_another_thread_it_touches_nothing(self):
         seen = []
 
         def work():
             with Interrupt() as interrupt:
-                seen.append((signal.getsignal(signal.SIGINT), interrupt.pressed))
+                seen.append((signal.getsignal(signal.SIGINT), interrupt.signal))
 
         thread = threading.Thread(target=work)
         thread.start()
         thread.join()
-        assert seen == [(own_handler, False)]
+        assert seen == [(own_handler, None)]
         assert signal.getsignal(signal.SIGINT) is own_handler

@@ -5,19 +5,23 @@ It knows its strategy, its evaluator and its callbacks by their protocols only.
 
 from __future__ import annotations
 
+import signal
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from tinkering.errors import ArgumentError
+from tinkering.runs.checkpoint import Progress
 from tinkering.runs.interrupt import Interrupt
+from tinkering.runs.watch import Watch
 
 State = TypeVar("State")
-Record = dict[str, int | float]
+Record = dict[str, Any]
 """What is known of a generation, as it stands in ``metrics.jsonl``."""
 
 
@@ -92,7 +96,8 @@ class Outcome(Generic[State]):
     state: State
     """The strategy's last state."""
     reason: str
-    """Why it ended: ``"seconds"``, ``"generations"`` or ``"interrupted"``."""
+    """Why it ended: ``"seconds"``, ``"generations"``, ``"interrupted"`` (Ctrl-C) or
+    ``"terminated"`` (SIGTERM)."""
     generations: int
     evaluations: int
     """Model-images evaluated for fitness: members x images, over all generations."""
@@ -100,6 +105,8 @@ class Outcome(Generic[State]):
     """Time of the loop, measurements included."""
     measured: Mapping[str, float]
     """The last held-out figures: those of `state`."""
+    troubles: Mapping[str, int] = field(default_factory=dict)
+    """Generations in which something went wrong, by what it was: see `tinkering.runs.watch`."""
 
 
 def evolve(
@@ -108,57 +115,76 @@ def evolve(
     evaluator: Evaluator,
     limits: Limits,
     callbacks: Sequence[Callable[[Record], None]] = (),
+    progress: Progress | None = None,
+    keep: Callable[[Progress, State], None] | None = None,
 ) -> Outcome[State]:
     """Run generations until a limit is reached or Ctrl-C is pressed, and measure the result.
 
-    After Ctrl-C the generation under way is finished and the outcome is as complete as
-    any, with the reason ``"interrupted"``; a second Ctrl-C raises ``KeyboardInterrupt``.
+    After Ctrl-C or SIGTERM the generation under way is finished and the outcome is as complete as
+    any, with the reason ``"interrupted"`` or ``"terminated"``; a second one raises
+    ``KeyboardInterrupt``.
 
     Args:
         strategy: asked for populations and told their fitness.
         state: the strategy's state to start from.
         evaluator: gives the fitness of a population, and held-out figures of a centre.
-        limits: when to end.
+        limits: when to end, counted over the whole run.
         callbacks: called with the record of each generation, in order: ``generation``
             (1 is the first), ``evaluations``, ``seconds``, ``fitness_mean``,
             ``fitness_best``, ``fitness_low`` and ``fitness_high`` (the 10 % and 90 %
-            quantiles), and the held-out figures where they were measured.
+            quantiles), and the held-out figures where they were measured; ``troubles``, a list,
+            where something went wrong.
+        progress: what the run had done when it stood at `state`; nothing by default.
+        keep: called after the callbacks with what the run has done and the state, such as
+            `tinkering.runs.checkpoint.Checkpoints.save`.
     """
-    start = time.monotonic()
-    generation = evaluations = 0
-    measured_at = seconds = 0.0
-    measured: Mapping[str, float] = {}
+    done = progress or Progress()
+    start = time.monotonic() - done.seconds
+    generation, evaluations, seconds = done.generation, done.evaluations, done.seconds
+    measured_at = seconds
+    measured: Mapping[str, float] | None = None
+    watch, troubles = Watch(), Counter(done.troubles)
     with Interrupt() as interrupt:
         reason = _why_end(limits, interrupt, seconds, generation)
         while reason is None:
             population = strategy.ask(state)
-            fitness = evaluator.fitness(population, generation)
-            state = strategy.tell(state, fitness)
+            told = evaluator.fitness(population, generation)
+            state = strategy.tell(state, told)
             generation += 1
             evaluations += evaluator.images(population)
             seconds = time.monotonic() - start
+            fitness = told if isinstance(told, Tensor) else told.fitness
             record: Record = {
                 "generation": generation,
                 "evaluations": evaluations,
                 "seconds": seconds,
-                **_summary(fitness if isinstance(fitness, Tensor) else fitness.fitness),
+                **_summary(fitness),
             }
+            wrong = watch.generation(fitness, getattr(state, "told", ""))
             # Asked once a generation: a Ctrl-C later in it ends the next one, which is measured.
             reason = _why_end(limits, interrupt, seconds, generation)
             if reason or seconds - measured_at >= limits.measure_every:
                 measured = evaluator.measure(strategy.centre(state))
                 measured_at = time.monotonic() - start
                 record.update(measured)
+                wrong += watch.centre(measured)
+            if wrong:
+                record["troubles"] = wrong
+                troubles.update(wrong)
             for callback in callbacks:
                 callback(record)
-        if not generation:
+            if keep is not None:
+                seconds = time.monotonic() - start
+                keep(Progress(generation, evaluations, seconds, dict(troubles)), state)
+        if measured is None:  # there was no generation
             measured = evaluator.measure(strategy.centre(state))
-    return Outcome(state, reason, generation, evaluations, time.monotonic() - start, measured)
+    seconds = time.monotonic() - start
+    return Outcome(state, reason, generation, evaluations, seconds, measured, dict(troubles))
 
 
 def _why_end(limits: Limits, interrupt: Interrupt, seconds: float, generation: int) -> str | None:
-    if interrupt.pressed:
-        return "interrupted"
+    if interrupt.signal is not None:
+        return "interrupted" if interrupt.signal == signal.SIGINT else "terminated"
     if limits.generations is not None and generation >= limits.generations:
         return "generations"
     if limits.seconds is not None and seconds >= limits.seconds:

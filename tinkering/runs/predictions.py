@@ -12,13 +12,16 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float32, Int32, UInt8
 from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file, save
 
 from tinkering.errors import RunFolderError
+from tinkering.runs.durable import replace_durably
 
 PREDICTIONS = "predictions.safetensors"
 MOST_MISTAKES = 40
 """Wrong images that are kept, at most."""
+MOST_CLASSES = 1024
+"""A file that names a higher one is none of ours: data sets have 256 at most."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,10 +75,8 @@ def gravest_mistakes(
 
 def save_predictions(path: Path, predictions: Predictions) -> None:
     """Write predictions as safetensors; the file is complete or as it was before."""
-    beside = path.with_name(path.name + ".part")
     tensors = {name: np.ascontiguousarray(value) for name, value in vars(predictions).items()}
-    save_file(tensors, beside)
-    beside.replace(path)
+    replace_durably(path, save(tensors))
 
 
 def load_predictions(path: Path) -> Predictions:
@@ -112,7 +113,7 @@ def _fit(tensors: Mapping[str, np.ndarray]) -> bool:
         and images.ndim == 3
         and labels.shape == predicted.shape == confidence.shape
         and len(images) == len(shown)
-        and (labels >= 0).all()
-        and (predicted >= 0).all()
+        and ((labels >= 0) & (labels < MOST_CLASSES)).all()
+        and ((predicted >= 0) & (predicted < MOST_CLASSES)).all()
         and ((shown >= 0) & (shown < len(labels))).all()
     )

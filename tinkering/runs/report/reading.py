@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 
 from tinkering.errors import RunFolderError
 from tinkering.runs import folder
-from tinkering.runs.predictions import PREDICTIONS, Predictions, load_predictions
+from tinkering.runs.predictions import MOST_CLASSES, PREDICTIONS, Predictions, load_predictions
 
 FIRST_LAYER = "conv1.weight"
 """What `SimpleResNet` calls the weight of its first convolution."""
@@ -75,7 +75,7 @@ class Run:
         names = [str(name) for name in named] if isinstance(named, list | tuple) else []
         network = self.config.get("network")
         count = network.get("classes") if isinstance(network, Mapping) else 0
-        needed = count if isinstance(count, int) else 0
+        needed = count if isinstance(count, int) and count <= MOST_CLASSES else 0
         if self.predictions is not None and len(self.predictions):
             both = self.predictions.labels, self.predictions.predicted
             needed = max(needed, *(int(labels.max()) + 1 for labels in both))
@@ -113,7 +113,10 @@ def number(value: object) -> float:
         >>> number(3), number(None), number("3")
         (3.0, nan, nan)
     """
-    return float(value) if isinstance(value, int | float) else float("nan")
+    try:
+        return float(value) if isinstance(value, int | float) else float("nan")
+    except OverflowError:  # an integer of hundreds of digits
+        return float("nan")
 
 
 def _predictions(path: Path, faults: dict[str, str]) -> Predictions | None:

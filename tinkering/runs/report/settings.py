@@ -11,8 +11,16 @@ from tinkering.runs.report.reading import Run
 VERSIONS = "versions"
 _APART = ("command", "classes", VERSIONS)
 """What ``config.json`` holds that is not a setting of the run."""
-_ONLY_ITS_OWN = ("out", "tensorboard")
-"""Settings that say where a run writes, and change nothing about it."""
+_ONLY_ITS_OWN = (
+    "out",
+    "tensorboard",
+    "memory",
+    "plan",
+    "checkpoint_every",
+    "keep_checkpoints",
+    "if_disk_full",
+)
+"""Settings that say where a run writes and with how much room; what it learns is the same."""
 
 
 def rows(config: Mapping[str, Any]) -> dict[str, Any]:
