@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tinkering.errors import ArgumentError as ArgumentError
+    from tinkering.errors import CheckpointError as CheckpointError
     from tinkering.errors import DataError as DataError
+    from tinkering.errors import RunBusyError as RunBusyError
     from tinkering.errors import RunFolderError as RunFolderError
     from tinkering.errors import TinkeringError as TinkeringError
     from tinkering.errors import UnsupportedLayerError as UnsupportedLayerError
@@ -37,6 +39,8 @@ if TYPE_CHECKING:
     from tinkering.population.perturbed import PerturbedPopulation as PerturbedPopulation
     from tinkering.population.perturbed_outputs import PerturbedOutputs as PerturbedOutputs
     from tinkering.population.stacked import StackedPopulation as StackedPopulation
+    from tinkering.runs.checkpoint import Checkpoints as Checkpoints
+    from tinkering.runs.checkpoint import Progress as Progress
     from tinkering.runs.evolve import Limits as Limits
     from tinkering.runs.evolve import Outcome as Outcome
     from tinkering.runs.evolve import evolve as evolve
@@ -52,7 +56,9 @@ __version__ = "0.1.0"
 
 _ROOM_OF = {
     "ArgumentError": "errors",
+    "CheckpointError": "errors",
     "DataError": "errors",
+    "RunBusyError": "errors",
     "RunFolderError": "errors",
     "TinkeringError": "errors",
     "UnsupportedLayerError": "errors",
@@ -77,6 +83,8 @@ _ROOM_OF = {
     "Separable": "noise.kinds",
     "PerturbedPopulation": "population.perturbed",
     "StackedPopulation": "population.stacked",
+    "Checkpoints": "runs.checkpoint",
+    "Progress": "runs.checkpoint",
     "Limits": "runs.evolve",
     "Outcome": "runs.evolve",
     "evolve": "runs.evolve",

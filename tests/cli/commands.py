@@ -14,6 +14,7 @@ from tinkering.cli import main
 from tinkering.models import BasicBlock, SimpleResNet
 
 FILES = [
+    "checkpoints",
     "config.json",
     "confusion.png",
     "curves-generations.png",
@@ -21,6 +22,7 @@ FILES = [
     "curves-time.png",
     "curves.png",
     "filters.png",
+    "lock",
     "metrics.jsonl",
     "mistakes.png",
     "model.safetensors",
@@ -71,9 +73,15 @@ def measured(model, pixels, labels, mean, std):
     return (logits.argmax(1) == labels).double().mean().item(), loss
 
 
-def refused(words, capsys):
-    """The one paragraph on standard error of a command that ends with exit code 2."""
-    assert main([str(word) for word in words]) == 2
+def contents(folder):
+    """The files of a folder, and of folders in it, with what they hold."""
+    paths = (path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
+
+
+def refused(words, capsys, code=2):
+    """The one paragraph on standard error of a command that ends with this exit code."""
+    assert main([str(word) for word in words]) == code
     captured = capsys.readouterr()
     assert captured.err.startswith("tinkering: ")
     assert captured.err.count("\n") == 1

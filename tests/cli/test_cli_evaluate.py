@@ -4,7 +4,7 @@ import json
 import shutil
 
 import pytest
-from commands import measured, plain_module, quiet, refused, write_digits
+from commands import contents, measured, plain_module, quiet, refused, write_digits
 
 from tinkering.cli import main
 from tinkering.data import load
@@ -35,9 +35,9 @@ class TestEvaluate:
         )
 
     def test_changes_nothing(self, run):
-        before = {path.name: path.read_bytes() for path in run[0].iterdir()}
+        before = contents(run[0])
         quiet(["evaluate", run[0]])
-        assert {path.name: path.read_bytes() for path in run[0].iterdir()} == before
+        assert contents(run[0]) == before
 
 
 class TestMistakes:
@@ -89,14 +89,14 @@ class TestMistakes:
     )
     def test_a_damaged_run_folder(self, run, tmp_path, change, file, expected, capsys):
         path = self.damage(run, tmp_path, change)
-        assert main(["evaluate", str(path)]) == 2
+        assert main(["evaluate", str(path)]) == 4
         captured = capsys.readouterr()
         assert captured.out == ""
         assert captured.err.startswith(f"tinkering: {path / file}: expected {expected}")
         assert "Traceback" not in captured.err
 
     def test_a_folder_that_is_not_there(self, tmp_path, capsys):
-        message = refused(["evaluate", tmp_path / "none"], capsys)
+        message = refused(["evaluate", tmp_path / "none"], capsys, code=4)
         assert message == (
             f"{tmp_path}/none/config.json: expected a file of a run folder, found No such file or "
             "directory. Is this a run folder?"

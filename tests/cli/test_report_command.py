@@ -7,7 +7,7 @@ from html import unescape
 
 import numpy as np
 import pytest
-from commands import TINY, plain_module, quiet, refused
+from commands import TINY, contents, plain_module, quiet, refused
 from safetensors.numpy import load_file
 
 from tinkering.data import load
@@ -33,9 +33,9 @@ class TestOne:
 
     def test_draws_what_evolve_drew(self, seeds):
         page = seeds / "s1" / "report.html"
-        before = {path.name: path.read_bytes() for path in page.parent.iterdir()}
+        before = contents(page.parent)
         assert quiet(["report", page.parent]) == (0, f"{page}\n")
-        assert {path.name: path.read_bytes() for path in page.parent.iterdir()} == before
+        assert contents(page.parent) == before
 
     def test_predictions_are_those_of_the_saved_network(self, run, digits):
         test = load(digits).test
@@ -94,14 +94,14 @@ class TestRefusals:
         assert refused(["report"], capsys) == "runs: needed at least one run folder, got none."
 
     def test_no_run_folder(self, tmp_path, capsys):
-        assert refused(["report", tmp_path], capsys) == (
+        assert refused(["report", tmp_path], capsys, code=4) == (
             f"{tmp_path}/config.json: expected a file of a run folder, found No such file or "
             "directory. Is this a run folder?"
         )
 
     def test_out_in_a_folder_that_does_not_exist(self, run, tmp_path, capsys):
         out = tmp_path / "none" / "page.html"
-        message = refused(["report", run[0], "--out", out], capsys)
+        message = refused(["report", run[0], "--out", out], capsys, code=4)
         assert message.startswith(f"{out}: expected a place that can be written, found ")
         assert list(tmp_path.iterdir()) == []
 

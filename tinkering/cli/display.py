@@ -69,7 +69,7 @@ class RunDisplay:
             shares.append(record["seconds"] / max(self._limits.seconds, 1e-9))
         if self._limits.generations is not None:
             shares.append(record["generation"] / max(self._limits.generations, 1))
-        return min(1.0, max(shares))
+        return float(min(1.0, max(shares)))
 
     def _time_left(self, record: Record) -> str:
         done = max(self._done(record), 1e-9)

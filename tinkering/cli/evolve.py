@@ -1,17 +1,10 @@
-"""``tinkering evolve``: the settings of a run, and the run."""
+"""``tinkering evolve``: the flags of a run, and the run."""
 
 from __future__ import annotations
 
-import os
-import platform
-import re
-import shutil
-import sys
-import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
-from functools import partial
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -19,27 +12,25 @@ import torch
 import tyro
 from rich.console import Console
 
-import tinkering
 from tinkering import data
-from tinkering.cli import network, reproduce
+from tinkering.cli import network, resume, settings
 from tinkering.cli.display import RunDisplay
+from tinkering.cli.ending import conclude, hint
 from tinkering.cli.recipes import RECIPES
-from tinkering.data import Dataset, Split
+from tinkering.data import Dataset
 from tinkering.errors import ArgumentError
 from tinkering.evaluation.batchnorm import norm_scales
-from tinkering.evaluation.forward import fastest_dtype
-from tinkering.evaluation.predictions import predict_split
-from tinkering.runs import folder, report
+from tinkering.runs import folder
+from tinkering.runs.checkpoint import Checkpoint, Checkpoints, Progress
 from tinkering.runs.events import EventFile
 from tinkering.runs.evolve import Limits, Outcome, Record, evolve
-from tinkering.runs.predictions import (
-    PREDICTIONS,
-    Predictions,
-    gravest_mistakes,
-    save_predictions,
-)
+from tinkering.runs.predictions import PREDICTIONS
+from tinkering.runs.recorder import Recorder
+from tinkering.runs.report import REPORT
+from tinkering.runs.watch import ADVICE
 
-DEFAULT_SECONDS = 120.0
+_LAST = (PREDICTIONS, REPORT)
+"""What a run writes last: where they are, it had come to its end."""
 
 
 @dataclass(frozen=True)
@@ -58,9 +49,10 @@ class Evolve:
     population: Annotated[int | None, tyro.conf.arg(metavar="NUMBER")] = None
     """Members a generation: 512 at each layer for outputs, 1024 for weights."""
     group: Annotated[int | None, tyro.conf.arg(metavar="NUMBER")] = None
-    """Members that see the same image, and are compared with each other: 8."""
+    """Members that see the same images, and are compared with each other: 8. With --strategy
+    weights it may be all of them."""
     sigma: Annotated[float | None, tyro.conf.arg(metavar="NUMBER")] = None
-    """Size of a perturbation: 0.1 of an output's root mean square, or 0.005 on a weight."""
+    """Size of a perturbation: 0.1 of the size of what a layer puts out, or 0.005 on a weight."""
     learning_rate: Annotated[float | None, tyro.conf.arg(metavar="NUMBER")] = None
     """Adam's step, about the change of a parameter in a generation: 0.004."""
     decay: Annotated[float | None, tyro.conf.arg(metavar="NUMBER")] = None
@@ -70,6 +62,8 @@ class Evolve:
     """Weight of the past in the running average of the centre, 0 to below 1."""
     fitness: Literal["cross-entropy", "accuracy"] = "cross-entropy"
     """What members are rated for: minus cross-entropy, or being right."""
+    images: int = 1
+    """Weights only: images that a member sees in a generation."""
     antithetic: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Weights only: members come in pairs of opposite noise; needs --group 2."""
     rank: int = 1
@@ -78,6 +72,9 @@ class Evolve:
     """Weights only: how the differences of fitness are scaled."""
     statistics: Literal["fixed", "renewed"] = "fixed"
     """Weights only: BatchNorm's mean and variance, from the start or from each generation."""
+    shift: Annotated[int | None, tyro.conf.arg(metavar="PIXELS")] = None
+    """Training images are moved by up to so many pixels, another way each time: 2 for outputs, 0
+    for weights."""
     seconds: Annotated[float | None, tyro.conf.arg(metavar="SECONDS")] = None
     """Time limit in seconds. 120 if there is no --generations either."""
     generations: Annotated[int | None, tyro.conf.arg(metavar="NUMBER")] = None
@@ -98,159 +95,163 @@ class Evolve:
     tensorboard: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Write TensorBoard's event files into the run folder as well; needs
     tinkering[tensorboard]."""
+    resume: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None
+    """Go on with the run in this folder, as if it had never ended. Its settings are its own;
+    --seconds and --generations may be given anew, counted from the run's start."""
+    checkpoint_every: int = 1
+    """Generations between two checkpoints. At each end there is one as well."""
+    keep_checkpoints: int = 3
+    """Checkpoints to keep: older ones help where the newest is damaged."""
+    if_disk_full: Literal["end", "go-on"] = "end"
+    """What to do when nothing can be written: end the run, or go on and hope for room."""
+    memory: Annotated[int | None, tyro.conf.arg(metavar="BYTES")] = None
+    """Bytes that an evaluation may take; half of what is free at the start by default."""
+    debug: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Show where in the program a mistake was met."""
 
     def run(self, console: Console) -> int:
         """Evolve with a progress bar, and leave a run folder."""
         limits = self._limits()
+        for name in ("checkpoint_every", "keep_checkpoints", "threads"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ArgumentError(name, "an integer of at least 1", value)
         if self.threads is not None:
-            if self.threads < 1:
-                raise ArgumentError("threads", "an integer of at least 1", self.threads)
             torch.set_num_threads(self.threads)
-        dataset = _with_validation(data.load(self.data), self.validation)
-        settings = self._settings(dataset, limits)
-        recipe = RECIPES[self.strategy]
-        strategy = recipe.strategy(settings)
-        model = network.initialise(settings["network"], self.seed)
-        out = Path(settings["out"])
-        events = EventFile(out) if self.tensorboard else None
-        folder.create(out)
-        folder.write_json(out / folder.CONFIG, settings)
-
-        task = recipe.task(settings, model, dataset)
-        fixed = norm_scales(model)
-        evolving = {n: p.detach() for n, p in model.named_parameters() if n not in fixed}
-        console.print(
-            f"{dataset.name}: {len(dataset.train):,} training images, {len(dataset.test):,} held "
-            f"out, {len(dataset.classes)} classes\n"
-            f"network: {sum(p.numel() for p in model.parameters()):,} parameters; "
-            f"{recipe.members(settings)}; {settings['threads']} threads, {settings['dtype']}",
-            soft_wrap=True,
-        )
-        with ExitStack() as stack:
-            display = stack.enter_context(RunDisplay(console, limits))
-            callbacks: list[Callable[[Record], None]] = [
-                partial(folder.append_line, out / folder.METRICS),
-                display.show,
-            ]
-            if events is not None:
-                callbacks.append(stack.enter_context(events).write)
-            outcome = evolve(strategy, strategy.init(evolving), task, limits, callbacks)
-        centre = strategy.centre(outcome.state)
-        tensors = {**model.state_dict(), **centre, **task.buffers(centre)}
-        _save(out, outcome, tensors)
-        said = predict_split(model, centre, task.buffers(centre), dataset.test)
-        save_predictions(out / PREDICTIONS, _kept(dataset.test, *said))
-        return _finish(console, out, outcome)
+        dataset = settings.with_validation(data.load(self.data), self.validation)
+        flags = settings.resolve(asdict(self), dataset)
+        run = _Run(console, flags, dataset, limits)
+        out = Path(flags["out"])
+        if self.resume is None:
+            folder.create(out)
+        with folder.locked(out):
+            return run.resume() if self.resume is not None else run.begin()
 
     def _limits(self) -> Limits:
         without_limit = self.seconds is None and self.generations is None
         return Limits(
-            seconds=DEFAULT_SECONDS if without_limit else self.seconds,
+            seconds=settings.DEFAULT_SECONDS if without_limit else self.seconds,
             generations=self.generations,
             measure_every=self.measure_every,
         )
 
-    def _settings(self, dataset: Dataset, limits: Limits) -> dict[str, Any]:
-        """Return what ``config.json`` holds: the flags, and what they came to."""
-        name = f"{dataset.name}-w{self.width}-s{self.seed}-{time.strftime('%Y%m%d-%H%M%S')}"
-        dtype = str(fastest_dtype()) if self.dtype == "auto" else self.dtype
-        flags = {
-            **asdict(self),
-            **{
-                flag: default if getattr(self, flag) is None else getattr(self, flag)
-                for flag, default in RECIPES[self.strategy].defaults.items()
-            },
-            "out": str(self.out or Path("runs", re.sub(r"[^\w.-]+", "-", name))),
-            "seconds": limits.seconds,
-            "dtype": dtype.removeprefix("torch."),
-            "threads": torch.get_num_threads(),
-        }
-        return {
-            **flags,
-            "command": reproduce.command(flags),
-            "classes": dataset.classes,
-            "network": {
-                "blocks": self.blocks,
-                "width": self.width,
-                "classes": len(dataset.classes),
-            },
-            "pixels": {"mean": dataset.mean, "std": dataset.std},
-            "versions": {
-                "tinkering": tinkering.__version__,
-                "torch": torch.__version__,
-                "python": platform.python_version(),
-            },
-        }
 
+class _Run:
+    """A run with its folder, whose lock is held."""
 
-def _with_validation(dataset: Dataset, count: int) -> Dataset:
-    """Return the data with some training images in the place of the test images."""
-    if not count:
-        return dataset
-    most = len(dataset.train) - 1
-    if not 0 < count <= most:
-        raise ArgumentError("validation", f"an integer from 0 to {most}", count)
-    train = dataset.subset(train=len(dataset.train)).train  # shuffled
-    halves = [
-        replace(train, pixels=train.pixels[part], labels=train.labels[part])
-        for part in (slice(count, None), slice(count))
-    ]
-    return replace(dataset, train=halves[0], test=halves[1])
+    def __init__(
+        self, console: Console, flags: dict[str, Any], dataset: Dataset, limits: Limits
+    ) -> None:
+        self._console, self._flags, self._limits = console, flags, limits
+        self._out = Path(flags["out"])
+        self._warned: set[str] = set()
+        self._dataset = dataset
+        self._settings = settings.described(flags, dataset)
+        self._recipe = RECIPES[flags["strategy"]]
+        self._strategy = self._recipe.strategy(flags)
+        self._model = network.initialise(self._settings["network"], flags["seed"])
+        self._events = EventFile(self._out) if flags["tensorboard"] else None
+        self._task = self._recipe.task(flags, self._model, dataset)
+        fixed = norm_scales(self._model)
+        evolving = {n: p.detach() for n, p in self._model.named_parameters() if n not in fixed}
+        self._start = self._strategy.init(evolving)
+        self._checkpoints: Checkpoints[Any] = Checkpoints(
+            self._out, self._start, flags["keep_checkpoints"]
+        )
+        # Refuses what cannot work before anything is written.
+        plan = self._task.plan(self._strategy.ask(self._start))
+        self._settings = {**self._settings, "plan": str(plan)}
 
+    def begin(self) -> int:
+        """Run from the first generation on."""
+        folder.write_json(self._out / folder.CONFIG, self._settings)
+        return self._go(Checkpoint(Progress(), self._start))
 
-def _save(out: Path, outcome: Outcome[Any], tensors: dict[str, torch.Tensor]) -> None:
-    """Write the network, and what the run came to."""
-    folder.save_model(out / folder.MODEL, tensors)
-    folder.write_json(
-        out / folder.SUMMARY,
-        {
-            **outcome.measured,
-            "evaluations": outcome.evaluations,
-            "seconds": outcome.seconds,
-            "generations": outcome.generations,
-            "outcome": outcome.reason,
-        },
-    )
+    def resume(self) -> int:
+        """Run on from the newest checkpoint."""
+        before = folder.read_json(self._out / folder.CONFIG)
+        resume.require_same_data(before, self._settings["data_sha256"])
+        for difference in resume.differences(before, self._settings):
+            self._say(f"{difference} since the run was begun; it may not end in the same bits")
+        self._checkpoints.tidy()
+        found = self._checkpoints.newest(self._say) or Checkpoint(Progress(), self._start)
+        progress = found.progress
+        if all((self._out / name).exists() for name in _LAST):
+            resume.require_something_left(self._limits, progress)
+        for name in (*_LAST, folder.SUMMARY):  # of where it stood before
+            (self._out / name).unlink(missing_ok=True)
+        lines = folder.trim_metrics(self._out / folder.METRICS, progress.generation)
+        if lines < progress.generation:
+            self._say(f"{folder.METRICS} has lost {progress.generation - lines:,} generations")
+        kept = ("versions", "processor", "plan")
+        was = {name: before[name] for name in kept if name in before}
+        folder.write_json(self._out / folder.CONFIG, {**self._settings, **was})
+        self._console.print(
+            f"resumed after generation {progress.generation:,}, {progress.seconds:.0f} s",
+            soft_wrap=True,
+        )
+        return self._go(found)
 
+    def _go(self, at: Checkpoint[Any]) -> int:
+        self._print_what_runs()
+        flags = self._flags
+        recorder = Recorder(
+            self._out,
+            self._checkpoints,
+            flags["checkpoint_every"],
+            flags["if_disk_full"] == "go-on",
+            self._say,
+        )
+        try:
+            with ExitStack() as stack:
+                display = stack.enter_context(RunDisplay(self._console, self._limits))
+                callbacks: list[Callable[[Record], None]] = [
+                    recorder.record,
+                    display.show,
+                    self._warn,
+                ]
+                if self._events is not None:
+                    callbacks.append(stack.enter_context(self._events).write)
+                outcome = evolve(
+                    self._strategy,
+                    at.state,
+                    self._task,
+                    self._limits,
+                    callbacks,
+                    at.progress,
+                    recorder.keep,
+                )
+            recorder.finish()
+            return self._conclude(outcome)
+        except BaseException:
+            self._console.print(hint(self._out), soft_wrap=True)
+            raise
+        finally:
+            recorder.close()
 
-def _kept(test: Split, classes: torch.Tensor, confidence: torch.Tensor) -> Predictions:
-    """Return what the report needs of the predictions."""
-    labels, predicted = test.labels.numpy(), classes.numpy()
-    mistakes = gravest_mistakes(labels, predicted, confidence.numpy())
-    return Predictions(
-        labels=labels.astype("int32"),
-        predicted=predicted.astype("int32"),
-        confidence=confidence.numpy(),
-        mistakes=mistakes,
-        images=test.pixels.numpy()[mistakes],
-    )
+    def _conclude(self, outcome: Outcome[Any]) -> int:
+        centre = self._strategy.centre(outcome.state)
+        tensors = {**self._model.state_dict(), **centre, **self._task.buffers(centre)}
+        return conclude(
+            self._console, self._out, outcome, self._model, tensors, self._dataset, self._settings
+        )
 
+    def _print_what_runs(self) -> None:
+        dataset, flags = self._dataset, self._flags
+        self._console.print(
+            f"{dataset.name}: {len(dataset.train):,} training images, {len(dataset.test):,} held "
+            f"out, {len(dataset.classes)} classes\n"
+            f"network: {sum(p.numel() for p in self._model.parameters()):,} parameters; "
+            f"{self._recipe.members(flags)}; {flags['threads']} threads, {flags['dtype']}",
+            soft_wrap=True,
+        )
 
-def _finish(console: Console, out: Path, outcome: Outcome[Any]) -> int:
-    """Draw the report, print what the run came to, and return the exit code."""
-    page = report.write_report(out)
-    console.print(
-        f"{_ENDINGS[outcome.reason]} after {outcome.generations:,} generations, "
-        f"{outcome.evaluations:,} model-images, {outcome.seconds:.0f} s: "
-        f"test accuracy {100 * outcome.measured['test_accuracy']:.2f} %, "
-        f"test loss {outcome.measured['test_loss']:.4f}\n"
-        f"run folder: {out}\n"
-        f"report: {page}\n"
-        f"next: {_command()} evaluate {out}",
-        soft_wrap=True,
-    )
-    return 130 if outcome.reason == "interrupted" else 0
+    def _warn(self, record: Record) -> None:
+        """Say what went wrong and what to try, the first time that it does."""
+        for trouble in record.get("troubles", []):
+            if trouble not in self._warned:
+                self._warned.add(trouble)
+                self._say(f"generation {record['generation']:,}, {trouble}. {ADVICE[trouble]}")
 
-
-_ENDINGS = {
-    "seconds": "Ended by --seconds",
-    "generations": "Ended by --generations",
-    "interrupted": "Ended by Ctrl-C",
-}
-
-
-def _command() -> str:
-    """Return what to type for this program: its path, where its name alone would not do."""
-    if shutil.which("tinkering"):
-        return "tinkering"
-    return os.path.relpath(Path(sys.executable).with_name("tinkering"))
+    def _say(self, what: str) -> None:
+        self._console.print(f"note: {what}", soft_wrap=True)

@@ -77,8 +77,12 @@ def _weights_task(settings: Settings, model: nn.Module, dataset: Dataset) -> Cla
         seed=settings["seed"],
         fitness=FITNESS[settings["fitness"]],
         dtype=getattr(torch, settings["dtype"]),
+        memory=settings["memory"],
+        shift=settings["shift"],
         statistics=settings["statistics"],
-        group=settings["group"],
+        # One batch for all need not be held once a member.
+        group=None if settings["group"] == settings["population"] else settings["group"],
+        batch=settings["images"],
     )
 
 
@@ -101,6 +105,8 @@ def _outputs_task(settings: Settings, model: nn.Module, dataset: Dataset) -> Out
         seed=settings["seed"],
         fitness=FITNESS[settings["fitness"]],
         dtype=getattr(torch, settings["dtype"]),
+        memory=settings["memory"],
+        shift=settings["shift"],
     )
 
 
@@ -112,13 +118,27 @@ def _said(where: str) -> Callable[[Settings], str]:
 
 RECIPES: Mapping[str, Recipe] = {
     "outputs": Recipe(
-        {"population": 512, "group": 8, "sigma": 0.1, "learning_rate": 0.004, "decay": 200.0},
+        {
+            "population": 512,
+            "group": 8,
+            "sigma": 0.1,
+            "learning_rate": 0.004,
+            "decay": 200.0,
+            "shift": 2,
+        },
         _outputs,
         _outputs_task,
         _said(" at each layer"),
     ),
     "weights": Recipe(
-        {"population": 1024, "group": 8, "sigma": 0.005, "learning_rate": 0.004, "decay": 100.0},
+        {
+            "population": 1024,
+            "group": 8,
+            "sigma": 0.005,
+            "learning_rate": 0.004,
+            "decay": 100.0,
+            "shift": 0,
+        },
         _weights,
         _weights_task,
         _said(""),
