@@ -1,0 +1,89 @@
+"""A long run of small generations: memory, file handles and speed stay as they are.
+
+    python tests/reliability/endurance.py --generations 20000
+
+Resident memory of the last tenth is within 5 % of that of the second tenth, the number of open
+files is the same, and the last thousand generations take no more than a tenth longer than the
+first thousand (medians, so that what else the machine does counts less).
+"""
+
+import argparse
+import json
+import os
+import statistics
+import sys
+import tempfile
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "cli"))
+
+import itertools
+
+from commands import quiet, write_digits
+
+from tinkering.runs.recorder import Recorder
+
+PAGE = os.sysconf("SC_PAGE_SIZE")
+MIB = 1 << 20
+
+
+def resident():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * PAGE
+
+
+def handles():
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+def endure(generations, strategy):
+    """Run; return for each generation its resident memory, open files and seconds."""
+    seen, keep = [], Recorder.keep
+
+    def watched(recorder, progress, state):
+        keep(recorder, progress, state)
+        seen.append((resident(), handles()))
+
+    Recorder.keep = watched
+    try:
+        with tempfile.TemporaryDirectory() as where:
+            digits = write_digits(Path(where) / "digits")
+            words = ["evolve", "--data", digits, "--width", "2", "--population", "8"]
+            words += ["--strategy", strategy, "--generations", generations, "--threads", "1"]
+            assert quiet([*words, "--out", Path(where) / "run"])[0] == 0
+            lines = (Path(where) / "run" / "metrics.jsonl").read_text().splitlines()
+    finally:
+        Recorder.keep = keep
+    ends = [0.0, *(json.loads(line)["seconds"] for line in lines)]
+    seconds = [after - before for before, after in itertools.pairwise(ends)]
+    assert len(seconds) == len(seen) == generations
+    return [memory for memory, _ in seen], [count for _, count in seen], seconds
+
+
+def judge(memory, files, seconds, slower):
+    """Return a line for each promise, and whether all are kept."""
+    tenth = max(1, len(memory) // 10)
+    portion = min(1000, len(seconds) // 3)
+    early, late = statistics.mean(memory[tenth : 2 * tenth]), statistics.mean(memory[-tenth:])
+    # The first few capture the network and warm up.
+    first = statistics.median(seconds[5:portion])
+    last = statistics.median(seconds[-portion:])
+    opened = max(files[tenth : 2 * tenth]), max(files[-tenth:])
+    lines = [
+        f"resident memory: {early / MIB:.1f} MiB, then {late / MIB:.1f} MiB "
+        f"({100 * (late / early - 1):+.1f} %)",
+        f"open files: at most {opened[0]}, then at most {opened[1]}",
+        f"a generation: {1e3 * first:.2f} ms, then {1e3 * last:.2f} ms "
+        f"({100 * (last / first - 1):+.1f} %)",
+    ]
+    return lines, late <= 1.05 * early and opened[1] <= opened[0] and last <= slower * first
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--generations", type=int, default=20_000)
+    parser.add_argument("--strategy", choices=("outputs", "weights"), default="outputs")
+    parser.add_argument("--slower", type=float, default=1.1, help="times as slow, at most")
+    given = parser.parse_args()
+    lines, kept = judge(*endure(given.generations, given.strategy), given.slower)
+    print("\n".join(lines))  # noqa: T201
+    sys.exit(0 if kept else 1)
