@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 from commands import contents, measured, plain_module, quiet, refused, write_digits
+from safetensors.torch import load_file, save_file
 
 from tinkering.cli import main
 from tinkering.data import load
@@ -84,6 +85,35 @@ class TestMistakes:
                 ),
                 "model.safetensors",
                 "the parameters that config.json describes",
+            ),
+            (
+                lambda p: TestMistakes.edit(
+                    p, network={"blocks": [1, 1, 1, 1], "width": 200_000, "classes": 3}
+                ),
+                "model.safetensors",
+                "the parameters that config.json describes",
+            ),
+            (
+                lambda p: TestMistakes.edit(
+                    p, network={"blocks": [1, -(10**9), 1, 10**9], "width": 2, "classes": 3}
+                ),
+                "model.safetensors",
+                "the parameters that config.json describes",
+            ),
+            (
+                lambda p: TestMistakes.edit(
+                    p, network={"blocks": [1, 1, 1, 1], "width": -2, "classes": 3}
+                ),
+                "config.json",
+                "the settings of a run",
+            ),
+            (
+                lambda p: save_file(
+                    {n: v.double() for n, v in load_file(p / "model.safetensors").items()},
+                    p / "model.safetensors",
+                ),
+                "model.safetensors",
+                "conv1.weight in torch.float32",
             ),
         ],
     )

@@ -173,6 +173,8 @@ class _Run:
         resume.require_same_data(before, self._settings["data_sha256"])
         for difference in resume.differences(before, self._settings):
             self._say(f"{difference} since the run was begun; it may not end in the same bits")
+        if before.get("plan") != self._settings["plan"]:
+            self._say("it is evaluated in other portions than before; see plan in config.json")
         self._checkpoints.tidy()
         found = self._checkpoints.newest(self._say) or Checkpoint(Progress(), self._start)
         progress = found.progress
