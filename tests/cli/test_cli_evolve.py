@@ -72,7 +72,7 @@ class TestEvolve:
         assert config["network"] == {"blocks": [1, 1, 1, 1], "width": 2, "classes": 3}
         dataset = load(digits)
         assert config["pixels"] == {"mean": dataset.mean, "std": dataset.std}
-        fields -= {"tensorboard", "antithetic"}  # flags without a value
+        fields -= {"tensorboard", "antithetic", "report"}  # flags without a value
         given = {name: config[name] for name in fields if config[name] is not None}
         words = ["evolve"]
         for name, value in {**given, "out": tmp_path}.items():
@@ -132,7 +132,7 @@ class TestEvolve:
         words = ["evolve", "--data", digits, *TINY, "--width", "2", "--population", "128"]
         # In one dtype, whichever this machine is faster at: so few images are a close call.
         words += ["--generations", "60", "--learning-rate", "0.02", "--averaging", "0.8"]
-        words += ["--shift", "0", "--dtype", "float32", *flags]
+        words += ["--shift", "0", "--dtype", "float32", "--no-report", *flags]
         assert quiet([*words, "--out", tmp_path])[0] == 0
         assert json.loads((tmp_path / "summary.json").read_text())["test_accuracy"] > 0.6
 

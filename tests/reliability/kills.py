@@ -34,7 +34,7 @@ from tinkering.strategies.evolution_strategy import EvolutionState
 from tinkering.strategies.output_evolution import OutputState
 
 GENERATIONS = 8
-LAST = ("predictions.safetensors", "report.html")
+LAST = ("predictions.safetensors",)
 FLAGS = {"outputs": [], "weights": ["--strategy", "weights", "--sigma", "0.02"]}
 MOMENTS = (
     "half a line written",
@@ -202,7 +202,16 @@ class Survivor:
     def __init__(self, place, digits, name, seconds, chance):
         self.out, self.started, self.log = place / "run", place / "started", place / "log"
         self.chance, self.seconds = chance, seconds
-        self.begin = ["evolve", "--data", digits, "--width", "2", "--population", "8"]
+        self.begin = [
+            "evolve",
+            "--data",
+            digits,
+            "--width",
+            "2",
+            "--population",
+            "8",
+            "--no-report",
+        ]
         self.begin += ["--generations", GENERATIONS, "--threads", "1", "--out", self.out]
         self.begin += FLAGS[name]
         self.kills, self.again = Counter(), Counter()

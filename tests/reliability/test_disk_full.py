@@ -14,7 +14,16 @@ from commands import TINY, quiet, write_digits
 
 from tinkering.runs import checkpoint
 
-WORDS = [*TINY, "--generations", "12", "--keep-checkpoints", "100", "--checkpoint-every", "1"]
+WORDS = [
+    *TINY,
+    "--no-report",
+    "--generations",
+    "12",
+    "--keep-checkpoints",
+    "100",
+    "--checkpoint-every",
+    "1",
+]
 
 
 def mount(folder, *options):

@@ -44,7 +44,7 @@ def conclude(
     dataset: Dataset,
     settings: Mapping[str, Any],
 ) -> int:
-    """Write what a run came to, draw the report, say so, and return the exit code."""
+    """Write what a run came to, draw the report if asked to, and return the exit code."""
     names = dict(model.named_parameters())
     params = {name: value for name, value in tensors.items() if name in names}
     buffers = {name: value for name, value in tensors.items() if name not in names}
@@ -64,7 +64,7 @@ def conclude(
     )
     said = predict_split(model, params, buffers, dataset.test)
     save_predictions(out / PREDICTIONS, _kept(dataset.test, *said))
-    page = report.write_report(out)
+    drawn = f"report: {report.write_report(out)}\n" if settings["report"] else ""
     more = {"interrupted", "terminated"} & {outcome.reason}
     console.print(
         f"{_ENDINGS[outcome.reason]} after {outcome.generations:,} generations, "
@@ -72,7 +72,8 @@ def conclude(
         f"test accuracy {100 * outcome.measured['test_accuracy']:.2f} %, "
         f"test loss {outcome.measured['test_loss']:.4f}\n"
         f"run folder: {out}\n"
-        f"report: {page}\n" + (hint(out) if more else f"next: {_command()} evaluate {_word(out)}"),
+        + drawn
+        + (hint(out) if more else f"next: {_command()} evaluate {_word(out)}"),
         soft_wrap=True,
     )
     return _EXIT_CODES.get(outcome.reason, 0)

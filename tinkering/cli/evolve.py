@@ -95,6 +95,8 @@ class Evolve:
     tensorboard: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Write TensorBoard's event files into the run folder as well; needs
     tinkering[tensorboard]."""
+    report: bool = True
+    """Draw report.html and its pictures at the end; `tinkering report` draws them later."""
     resume: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None
     """Go on with the run in this folder, as if it had never ended. Its settings are its own;
     --seconds and --generations may be given anew, counted from the run's start."""
@@ -178,7 +180,8 @@ class _Run:
         self._checkpoints.tidy()
         found = self._checkpoints.newest(self._say) or Checkpoint(Progress(), self._start)
         progress = found.progress
-        if all((self._out / name).exists() for name in _LAST):
+        last = _LAST if self._flags["report"] else (PREDICTIONS,)
+        if all((self._out / name).exists() for name in last):
             resume.require_something_left(self._limits, progress)
         for name in (*_LAST, folder.SUMMARY):  # of where it stood before
             (self._out / name).unlink(missing_ok=True)

@@ -24,6 +24,7 @@ MAY_CHANGE = (
     "keep_checkpoints",
     "if_disk_full",
     "tensorboard",
+    "report",
     *FRESH,
 )
 """Flags that change nothing about what a run computes."""

@@ -14,6 +14,7 @@ _APART = ("command", "classes", VERSIONS)
 _ONLY_ITS_OWN = (
     "out",
     "tensorboard",
+    "report",
     "memory",
     "plan",
     "checkpoint_every",
