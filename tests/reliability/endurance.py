@@ -13,6 +13,7 @@ import os
 import statistics
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "cli"))
@@ -36,12 +37,12 @@ def handles():
 
 
 def endure(generations, strategy):
-    """Run; return for each generation its resident memory, open files and seconds."""
+    """Run; return for each generation memory, open files, and its seconds: all, and computing."""
     seen, keep = [], Recorder.keep
 
     def watched(recorder, progress, state):
         keep(recorder, progress, state)
-        seen.append((resident(), handles()))
+        seen.append((resident(), handles(), time.process_time()))
 
     Recorder.keep = watched
     try:
@@ -61,28 +62,39 @@ def endure(generations, strategy):
             lines = (Path(where) / "run" / "metrics.jsonl").read_text().splitlines()
     finally:
         Recorder.keep = keep
-    ends = [0.0, *(json.loads(line)["seconds"] for line in lines)]
-    seconds = [after - before for before, after in itertools.pairwise(ends)]
-    assert len(seconds) == len(seen) == generations
-    return [memory for memory, _ in seen], [count for _, count in seen], seconds
+    memory, files, computed = map(list, zip(*seen, strict=True))
+    ended = [json.loads(line)["seconds"] for line in lines]
+    assert len(ended) == len(seen) == generations
+    return memory, files, between(ended), between(computed)
 
 
-def judge(memory, files, seconds, slower):
-    """Return a line for each promise, and whether all are kept."""
+def between(moments):
+    return [after - before for before, after in itertools.pairwise(moments)]
+
+
+def judge(memory, files, seconds, computed, slower):
+    """Return a line for each promise, and whether all are kept.
+
+    Speed is judged by the processor's seconds: another process takes some of the others.
+    """
     tenth = max(1, len(memory) // 10)
     portion = min(1000, len(seconds) // 3)
     early, late = statistics.mean(memory[tenth : 2 * tenth]), statistics.mean(memory[-tenth:])
     # The first few capture the network and warm up.
-    first = statistics.median(seconds[5:portion])
-    last = statistics.median(seconds[-portion:])
+    (took, takes), (first, last) = [
+        [statistics.median(part) for part in (each[5:portion], each[-portion:])]
+        for each in (seconds, computed)
+    ]
     # A checkpoint is being written at some of these moments, so at others there are fewer.
     opened = min(files[tenth : 2 * tenth]), min(files[-tenth:])
     lines = [
         f"resident memory: {early / MIB:.1f} MiB, then {late / MIB:.1f} MiB "
         f"({100 * (late / early - 1):+.1f} %)",
         f"open files between two checkpoints: {opened[0]}, then {opened[1]}",
-        f"a generation: {1e3 * first:.2f} ms, then {1e3 * last:.2f} ms "
+        f"a generation computes {1e3 * first:.2f} ms, then {1e3 * last:.2f} ms "
         f"({100 * (last / first - 1):+.1f} %)",
+        f"and takes {1e3 * took:.2f} ms, then {1e3 * takes:.2f} ms "
+        f"({100 * (takes / took - 1):+.1f} %)",
     ]
     return lines, late <= 1.05 * early and opened[1] <= opened[0] and last <= slower * first
 

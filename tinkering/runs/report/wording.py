@@ -79,6 +79,7 @@ _ENDINGS = {
     "seconds": "time limit",
     "generations": "limit of generations",
     "interrupted": "Ctrl-C",
+    "terminated": "SIGTERM",
 }
 
 
