@@ -65,7 +65,7 @@ def conclude(
     said = predict_split(model, params, buffers, dataset.test)
     save_predictions(out / PREDICTIONS, _kept(dataset.test, *said))
     drawn = f"report: {report.write_report(out)}\n" if settings["report"] else ""
-    more = {"interrupted", "terminated"} & {outcome.reason}
+    cut_short = outcome.reason in _EXIT_CODES
     console.print(
         f"{_ENDINGS[outcome.reason]} after {outcome.generations:,} generations, "
         f"{outcome.evaluations:,} model-images, {outcome.seconds:.0f} s: "
@@ -73,7 +73,7 @@ def conclude(
         f"test loss {outcome.measured['test_loss']:.4f}\n"
         f"run folder: {out}\n"
         + drawn
-        + (hint(out) if more else f"next: {_command()} evaluate {_word(out)}"),
+        + (hint(out) if cut_short else f"next: {_command()} evaluate {_word(out)}"),
         soft_wrap=True,
     )
     return _EXIT_CODES.get(outcome.reason, 0)
