@@ -113,7 +113,6 @@ class Evolve:
 
     def run(self, console: Console) -> int:
         """Evolve with a progress bar, and leave a run folder."""
-        limits = self._limits()
         for name in ("checkpoint_every", "keep_checkpoints", "threads"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -122,20 +121,13 @@ class Evolve:
             torch.set_num_threads(self.threads)
         dataset = settings.with_validation(data.load(self.data), self.validation)
         flags = settings.resolve(asdict(self), dataset)
+        limits = Limits(flags["seconds"], flags["generations"], flags["measure_every"])
         run = _Run(console, flags, dataset, limits)
         out = Path(flags["out"])
         if self.resume is None:
             folder.create(out)
         with folder.locked(out):
             return run.resume() if self.resume is not None else run.begin()
-
-    def _limits(self) -> Limits:
-        without_limit = self.seconds is None and self.generations is None
-        return Limits(
-            seconds=settings.DEFAULT_SECONDS if without_limit else self.seconds,
-            generations=self.generations,
-            measure_every=self.measure_every,
-        )
 
 
 class _Run:
