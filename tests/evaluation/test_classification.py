@@ -300,3 +300,36 @@ class TestMeasure:
         expected = self.eager(other, split)
         assert accuracy == pytest.approx(expected[0])
         assert loss == pytest.approx(expected[1], rel=1e-4)
+
+
+class TestParts:
+    @pytest.mark.parametrize(
+        ("group", "size", "count", "expected"),
+        [
+            (2, 12, 3, [4, 4, 4]),
+            (2, 12, 5, [4, 4, 4]),
+            (4, 12, 100, [4, 4, 4]),
+            (None, 10, 4, [3, 3, 3, 1]),
+            (None, 3, 1, [3]),
+        ],
+        ids=str,
+    )
+    def test_are_of_whole_groups(self, group, size, count, expected):
+        model = make_model()
+        task = Classification(model, DIGITS, group=group)
+        population = PerturbedPopulation(model, size, 0.1, antithetic=False)
+        parts = task.parts(population, count)
+        assert [len(population[part]) for part in parts] == expected
+        assert [i for part in parts for i in range(size)[part]] == list(range(size))
+
+    @pytest.mark.parametrize(("group", "batch"), [(2, 1), (4, 3), (None, 5)], ids=str)
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+    def test_come_to_the_bits_of_the_whole(self, group, batch, dtype):
+        model = make_model()
+        task = Classification(model, DIGITS, group=group, batch=batch, shift=1, dtype=dtype)
+        population = PerturbedPopulation(model, 24, 0.1)
+        whole = task.fitness(population, 3)
+        for count in (1, 2, 3, 6, 24):
+            parts = task.parts(population, count)
+            results = [task.part(population, 3, part) for part in reversed(parts)]
+            assert torch.equal(task.merged(population, results[::-1]), whole)

@@ -209,3 +209,28 @@ class TestMeasure:
             assert torch.equal(value, again[name])
             if "running" in name:
                 torch.testing.assert_close(value, expected[name], rtol=1e-3, atol=1e-3)
+
+
+class TestParts:
+    """A generation's images evaluated some at a time, as other processes do."""
+
+    IMAGES = 37
+    TASK = OutputClassification(MODEL, DIGITS, images=IMAGES, seed=4, shift=2)
+
+    @pytest.mark.parametrize("count", [1, 3, 100])
+    def test_cover_the_images_and_do_not_depend_on_how_many_are_asked_for(self, count):
+        parts = self.TASK.parts(population_of(MODEL), count)
+        assert [i for part in parts for i in range(self.IMAGES)[part]] == list(range(self.IMAGES))
+        assert parts == self.TASK.parts(population_of(MODEL), 2)
+
+    @pytest.mark.parametrize("generation", [0, 3])
+    def test_come_to_the_bits_of_the_whole_in_whatever_order_they_were_evaluated(self, generation):
+        population = population_of(make_model(1), generation=generation)
+        whole = self.TASK.fitness(population, generation)
+        parts = self.TASK.parts(population, 3)
+        backwards = [self.TASK.part(population, generation, part) for part in reversed(parts)]
+        together = self.TASK.merged(population, backwards[::-1])
+        assert torch.equal(together.fitness, whole.fitness)
+        assert whole.ascent.keys() == together.ascent.keys()
+        assert all(torch.equal(together.ascent[n], v) for n, v in whole.ascent.items())
+        assert together.forwards == pytest.approx(whole.forwards)

@@ -460,7 +460,8 @@ class TestTiles:
             assert torch.isfinite(value).all()
             assert relative(parts.ascent[name], value) <= 1e-4, name
 
-    def test_how_many_images_a_tile_has(self, monkeypatch):
+    def test_how_many_images_a_tile_has(self, monkeypatch, set_threads):
+        set_threads(1)  # tiles in their order
         seen = []
 
         def fitness(logits, labels):
@@ -686,7 +687,8 @@ class TestRefusals:
         message = self.said(ArgumentError, y=torch.zeros(shape, dtype=torch.long))
         assert message == f"y: needed a label for every image of x, [3], got {list(shape)}."
 
-    def test_a_fitness_of_all_members_together(self):
+    def test_a_fitness_of_all_members_together(self, set_threads):
+        set_threads(1)  # all images in a tile
         message = self.said(ArgumentError, fitness=lambda logits, _: logits.mean(), members=2)
         assert message == (
             "fitness: needed a tensor of shape [members] = [6], one number a member, got a tensor "

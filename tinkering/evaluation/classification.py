@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -116,6 +116,22 @@ class Classification:
             dtype=self._dtype,
             memory=self._memory,
         )
+
+    def parts(self, population: PerturbedPopulation, count: int) -> list[slice]:
+        """Return about `count` portions of a population, of whole groups and alike in size."""
+        group = self._group or 1
+        each = max(1, -(-len(population) // (group * count))) * group
+        starts = range(0, len(population), each)
+        return [slice(at, min(at + each, len(population))) for at in starts]
+
+    def part(self, population: PerturbedPopulation, generation: int, part: slice) -> Tensor:
+        """Return the fitness of some members: a member's does not depend on the others'."""
+        return self.fitness(population[part], generation)
+
+    def merged(self, population: PerturbedPopulation, results: Sequence[Tensor]) -> Tensor:
+        """Return what `fitness` would have, from that of its parts in their order."""
+        del population
+        return torch.cat(list(results))
 
     def plan(self, population: PerturbedPopulation) -> Plan:
         """Return how a population would be evaluated.

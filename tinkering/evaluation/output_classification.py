@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -12,10 +13,11 @@ from tinkering.errors import ArgumentError
 from tinkering.evaluation.classification import Classification
 from tinkering.evaluation.fitness import Fitness, negative_cross_entropy
 from tinkering.evaluation.output_plan import OutputPlan
+from tinkering.evaluation.output_scores import OutputScores, merged
 from tinkering.evaluation.outputs import (
-    OutputScores,
     count_layers,
     evaluate_outputs,
+    image_parts,
     plan_outputs,
 )
 from tinkering.population.perturbed_outputs import PerturbedOutputs
@@ -74,11 +76,20 @@ class OutputClassification:
 
     def fitness(self, population: PerturbedOutputs, generation: int) -> OutputScores:
         """Return what the population was worth on the generation's images."""
-        chosen = self._order.order(generation)
-        offsets = self._shifts.offsets(generation, len(chosen))
+        return self.part(population, generation, slice(0, self._order.batch))
+
+    def parts(self, population: PerturbedOutputs, count: int) -> list[slice]:
+        """Return the images to evaluate at a time, however many portions were asked for."""
+        del population, count
+        return image_parts(self._order.batch)
+
+    def part(self, population: PerturbedOutputs, generation: int, part: slice) -> OutputScores:
+        """Return what the population was worth on some of the generation's images."""
+        order = self._order.order(generation)
+        chosen, offsets = order[part], self._shifts.offsets(generation, len(order))[part]
         return evaluate_outputs(
             self._model.eval(),
-            population,
+            replace(population, first=part.start),
             self._shifts.moved(self._train.images(chosen), offsets, self._train.background),
             self._train.labels[chosen],
             self._fitness,
@@ -86,6 +97,11 @@ class OutputClassification:
             self._dtype,
             self._memory,
         )
+
+    def merged(self, population: PerturbedOutputs, results: Sequence[OutputScores]) -> OutputScores:
+        """Return what `fitness` would have, from that of its parts in their order."""
+        del population
+        return merged(results)
 
     def plan(self, population: PerturbedOutputs) -> OutputPlan:
         """Return how a population would be evaluated.

@@ -14,7 +14,9 @@ call it activity perturbation. Noise where a rectifier is shut could not matter 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
+from itertools import chain, islice
 from typing import Any
 
 import torch
@@ -27,22 +29,13 @@ from tinkering.evaluation.fitness import Fitness, checked, negative_cross_entrop
 from tinkering.evaluation.graph import Fused, Program, name_of, program
 from tinkering.evaluation.layers import Values
 from tinkering.evaluation.output_plan import OutputPlan, make_output_plan
+from tinkering.evaluation.output_scores import OutputScores, merged
 from tinkering.evaluation.output_targets import Target, find_targets
 from tinkering.evaluation.still_layers import StillLayers
 from tinkering.evaluation.threads import map_in_order
 from tinkering.population.perturbed_outputs import PerturbedOutputs
 
-
-@dataclass(frozen=True)
-class OutputScores:
-    """What a population of perturbed outputs was worth."""
-
-    fitness: Tensor
-    """Of each member, ``[layers, images, members]`` as one vector."""
-    ascent: Mapping[str, Tensor] = field(repr=False)
-    """For each parameter that evolves, an estimate of the gradient of the mean fitness."""
-    forwards: float
-    """What it cost, in forwards of one image: members count for the layers they ran through."""
+_IMAGES_A_SUM = 16
 
 
 @torch.no_grad()
@@ -101,12 +94,42 @@ def evaluate_outputs(
     targets = find_targets(steps, population.params, values)
     run = _Run(steps, values, targets, population, fitness, dtype)
     planned = make_output_plan(steps, values, targets, len(x), population.members, dtype, memory)
-    rows = planned.images
-    parts = [slice(at, at + rows) for at in range(0, len(x), rows)]
-    portions = list(map_in_order(lambda part: run(part, x[part], y[part]), parts, planned.threads))
+    tiles = [
+        [
+            slice(at, min(at + planned.images, part.stop))
+            for at in range(part.start, part.stop, planned.images)
+        ]
+        for part in image_parts(len(x))
+    ]
+    threads = planned.threads
+    flat = chain.from_iterable(tiles)
+    done = iter(list(map_in_order(lambda tile: run(tile, x[tile], y[tile]), flat, threads)))
+    portions = [list(islice(done, len(part))) for part in tiles]
+    return merged(list(map_in_order(partial(_scores, targets, population), portions, threads)))
+
+
+def image_parts(images: int) -> list[slice]:
+    """Return the images whose estimates are summed at a time, before those of all are.
+
+    They depend on nothing but the number of images, so a sum has the same bits however many
+    threads and processes take part.
+
+    Example:
+        >>> image_parts(20)
+        [slice(0, 16, None), slice(16, 20, None)]
+    """
+    starts = range(0, images, _IMAGES_A_SUM)
+    return [slice(at, min(at + _IMAGES_A_SUM, images)) for at in starts]
+
+
+def _scores(
+    targets: list[Target], population: PerturbedOutputs, portions: list[list[_Portion]]
+) -> OutputScores:
+    """Return the scores of some images from their portions, each a list over the targets."""
     ascent = {name: torch.zeros_like(value) for name, value in population.params.items()}
+    images = sum(len(portion[0].fitness) for portion in portions)
     for at, target in enumerate(targets):
-        change = torch.cat([portion[at].change for portion in portions]) / len(x)
+        change = torch.cat([portion[at].change for portion in portions]) / images
         given = {
             name: torch.cat([portion[at].given[name] for portion in portions])
             for name in portions[0][at].given
@@ -114,9 +137,9 @@ def evaluate_outputs(
         for name, value in target.to_parameters(given, change).items():
             ascent[name] += value.to(ascent[name])
     count = range(len(targets))
-    results = [torch.cat([portion[at].fitness for portion in portions]) for at in count]
-    forwards = len(x) * (1 + population.members * sum(target.cost for target in targets))
-    return OutputScores(torch.stack(results).flatten(), ascent, forwards)
+    by_layer = [torch.cat([portion[at].fitness for portion in portions]) for at in count]
+    forwards = images * (1 + population.members * sum(target.cost for target in targets))
+    return OutputScores(torch.stack(by_layer), ascent, forwards)
 
 
 def plan_outputs(
@@ -234,6 +257,7 @@ class _Run:
         flat = _pixels_first(result).flatten(1)
         amount = self._population.sigma * _size(flat.float(), target.step.relu)
         mask = (flat > 0) if target.step.relu else torch.ones_like(flat, dtype=torch.bool)
+        first += self._population.first
         rows = range(first * members, (first + len(y)) * members)
         signs = stream.signs(target.name, rows, flat.shape[1]).to(flat.dtype)
         signs = signs.view(len(y), members, -1)
