@@ -8,7 +8,7 @@ from torch import nn
 
 from tinkering.data import BatchOrder, Shifts, load
 from tinkering.errors import TinkeringError
-from tinkering.evaluation import classification
+from tinkering.evaluation import classification, plan
 from tinkering.evaluation.classification import Classification, measure_split
 from tinkering.models import BasicBlock, SimpleResNet
 from tinkering.population import PerturbedPopulation
@@ -303,18 +303,31 @@ class TestMeasure:
 
 
 class TestParts:
+    """A population evaluated some members at a time, as other processes do."""
+
+    @pytest.fixture(autouse=True)
+    def _small_tiles(self, monkeypatch):
+        before = torch.get_num_threads()
+        monkeypatch.setattr(plan, "_NOISE", 1)
+        monkeypatch.setattr(plan, "images_in_cache", lambda *_: 4)
+        yield
+        torch.set_num_threads(before)
+
     @pytest.mark.parametrize(
-        ("group", "size", "count", "expected"),
+        ("group", "threads", "size", "count", "expected"),
         [
-            (2, 12, 3, [4, 4, 4]),
-            (2, 12, 5, [4, 4, 4]),
-            (4, 12, 100, [4, 4, 4]),
-            (None, 10, 4, [3, 3, 3, 1]),
-            (None, 3, 1, [3]),
+            (2, 1, 24, 3, [8, 8, 8]),
+            (2, 1, 24, 4, [8, 8, 8]),
+            (2, 1, 24, 100, [4] * 6),
+            (2, 2, 24, 100, [8, 8, 8]),
+            (3, 1, 30, 100, [12, 12, 6]),
+            (None, 1, 10, 100, [4, 4, 2]),
+            (None, 1, 3, 2, [2, 1]),
         ],
         ids=str,
     )
-    def test_are_of_whole_groups(self, group, size, count, expected):
+    def test_are_whole_tiles_and_groups(self, group, threads, size, count, expected):
+        torch.set_num_threads(threads)
         model = make_model()
         task = Classification(model, DIGITS, group=group)
         population = PerturbedPopulation(model, size, 0.1, antithetic=False)
@@ -322,14 +335,17 @@ class TestParts:
         assert [len(population[part]) for part in parts] == expected
         assert [i for part in parts for i in range(size)[part]] == list(range(size))
 
-    @pytest.mark.parametrize(("group", "batch"), [(2, 1), (4, 3), (None, 5)], ids=str)
+    @pytest.mark.parametrize("threads", [1, 2])
+    @pytest.mark.parametrize(("group", "batch"), [(2, 1), (3, 1), (6, 3), (None, 5)], ids=str)
     @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-    def test_come_to_the_bits_of_the_whole(self, group, batch, dtype):
+    def test_come_to_the_bits_of_the_whole(self, group, batch, dtype, threads):
+        torch.set_num_threads(threads)
         model = make_model()
         task = Classification(model, DIGITS, group=group, batch=batch, shift=1, dtype=dtype)
-        population = PerturbedPopulation(model, 24, 0.1)
+        # A member more than whole tiles have: it is evaluated alone, in another way.
+        population = PerturbedPopulation(model, 30 if group else 29, 0.1, antithetic=False)
         whole = task.fitness(population, 3)
-        for count in (1, 2, 3, 6, 24):
+        for count in (1, 2, 3, 100):
             parts = task.parts(population, count)
             results = [task.part(population, 3, part) for part in reversed(parts)]
             assert torch.equal(task.merged(population, results[::-1]), whole)

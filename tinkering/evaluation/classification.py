@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -118,9 +119,14 @@ class Classification:
         )
 
     def parts(self, population: PerturbedPopulation, count: int) -> list[slice]:
-        """Return about `count` portions of a population, of whole groups and alike in size."""
-        group = self._group or 1
-        each = max(1, -(-len(population) // (group * count))) * group
+        """Return about `count` portions of a population, alike in size.
+
+        They end where the tiles of the whole population do (see `plan`), as a member's fitness
+        may depend in its last bits on how many are evaluated beside it.
+        """
+        tiles = self.plan(population).tiles
+        unit = math.lcm(tiles.members * tiles.threads, self._group or 1)
+        each = max(1, -(-len(population) // (unit * count))) * unit
         starts = range(0, len(population), each)
         return [slice(at, min(at + each, len(population))) for at in starts]
 

@@ -81,7 +81,7 @@ def make_plan(job: Job, engine: str, reason: str, budget: int | None, keeps_logi
     images = max(images, batch) if whole else min(images, members * batch)
     each = 1 if engine == "sequential" else max(1, images // batch)
     if engine == "factored":
-        each = max(each, sizes.members_a_draw())
+        each = _power_of_two(max(each, sizes.members_a_draw()))
     alone = engine == "vmapped" or job.random or job.program is None
     threads = 1 if alone else torch.get_num_threads()
     # A portion for every thread, as far as there are members.
@@ -113,7 +113,12 @@ def images_in_cache(largest: int, weights: int) -> int:
         32
     """
     room = max(_CACHE, weights // _SHARE_OF_WEIGHTS)
-    return 1 << (max(1, min(_MOST_IMAGES, room // largest)).bit_length() - 1)
+    return _power_of_two(max(1, min(_MOST_IMAGES, room // largest)))
+
+
+def _power_of_two(most: int) -> int:
+    """Return the largest power of two that is not above a number."""
+    return 1 << (most.bit_length() - 1)
 
 
 class _Sizes:
