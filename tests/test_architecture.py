@@ -28,9 +28,10 @@ MAY_IMPORT = {
     "evaluation": {"errors", "native", "noise", "population", "data"},
     "strategies": {"errors", "noise", "population"},
     "runs": {"errors"},
+    "distributed": {"errors"},
     "bench": {"errors", "models", "noise", "population", "evaluation"},
     "cli": {"errors", "models", "data", "noise", "population", "evaluation", "strategies", "runs"}
-    | {"bench", "__init__"},  # the latter for the version
+    | {"distributed", "bench", "__init__"},  # the latter for the version
     "__main__": {"cli"},
 }
 files = pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(HOUSE)))

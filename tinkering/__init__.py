@@ -6,8 +6,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from tinkering.distributed.evaluator import RayEvaluator as RayEvaluator
     from tinkering.errors import ArgumentError as ArgumentError
     from tinkering.errors import CheckpointError as CheckpointError
+    from tinkering.errors import ClusterError as ClusterError
     from tinkering.errors import DataError as DataError
     from tinkering.errors import RunBusyError as RunBusyError
     from tinkering.errors import RunFolderError as RunFolderError
@@ -55,8 +57,10 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _ROOM_OF = {
+    "RayEvaluator": "distributed.evaluator",
     "ArgumentError": "errors",
     "CheckpointError": "errors",
+    "ClusterError": "errors",
     "DataError": "errors",
     "RunBusyError": "errors",
     "RunFolderError": "errors",

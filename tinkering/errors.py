@@ -101,6 +101,27 @@ class RunBusyError(TinkeringError):
         return f"{self.args[0]}: another process works on this run. Wait for it, or end it."
 
 
+class ClusterError(TinkeringError):
+    """Workers that cannot be had: no cluster, no room in it, or all that start are lost.
+
+    Args:
+        needed: what was needed.
+        came: what there is.
+
+    Example:
+        >>> raise ClusterError("a cluster at 10.0.0.1:6379", "no answer")
+        Traceback (most recent call last):
+        tinkering.errors.ClusterError: Ray: needed a cluster at 10.0.0.1:6379, got no answer.
+    """
+
+    def __init__(self, needed: str, came: str) -> None:
+        super().__init__(needed, came)
+
+    def __str__(self) -> str:
+        needed, came = self.args
+        return f"Ray: needed {needed}, got {came.rstrip('.')}."
+
+
 class UnsupportedLayerError(TinkeringError):
     """A module does something with its parameters that a population cannot follow.
 

@@ -13,7 +13,7 @@ import tyro
 from rich.console import Console
 
 from tinkering import data
-from tinkering.cli import network, resume, settings
+from tinkering.cli import network, resume, settings, workers
 from tinkering.cli.display import RunDisplay
 from tinkering.cli.ending import conclude, hint
 from tinkering.cli.recipes import RECIPES
@@ -108,6 +108,19 @@ class Evolve:
     """What to do when nothing can be written: end the run, or go on and hope for room."""
     memory: Annotated[int | None, tyro.conf.arg(metavar="BYTES")] = None
     """Bytes that an evaluation may take; half of what is free at the start by default."""
+    workers: Annotated[int | None, tyro.conf.arg(metavar="NUMBER")] = None
+    """Processes that evaluate, in place of this one; needs tinkering[ray]. With --threads 1 the
+    run's numbers are the same for any number of them."""
+    ray_address: Annotated[str | None, tyro.conf.arg(metavar="ADDRESS")] = None
+    """A Ray cluster whose workers evaluate, such as 10.0.0.1:6379, or auto for the one on this
+    machine; as many as it has CPUs for, unless --workers says otherwise."""
+    gpus_per_worker: Annotated[float, tyro.conf.arg(metavar="NUMBER")] = 0.0
+    """GPUs that Ray reserves for each worker; a fraction shares one."""
+    threads_per_worker: Annotated[int | None, tyro.conf.arg(metavar="NUMBER")] = None
+    """Processor threads of each worker; by default workers on this machine share --threads, and
+    those of a cluster have one each."""
+    worker_timeout: Annotated[float, tyro.conf.arg(metavar="SECONDS")] = 60.0
+    """Seconds without an answer after which a worker is replaced."""
     debug: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Show where in the program a mistake was met."""
 
@@ -201,8 +214,10 @@ class _Run:
         )
         try:
             with ExitStack() as stack:
+                evaluator, more = self._evaluator(stack)
                 display = stack.enter_context(RunDisplay(self._console, self._limits))
                 callbacks: list[Callable[[Record], None]] = [
+                    *more,
                     recorder.record,
                     display.show,
                     self._warn,
@@ -212,7 +227,7 @@ class _Run:
                 outcome = evolve(
                     self._strategy,
                     at.state,
-                    self._task,
+                    evaluator,
                     self._limits,
                     callbacks,
                     at.progress,
@@ -225,6 +240,28 @@ class _Run:
             raise
         finally:
             recorder.close()
+
+    def _evaluator(self, stack: ExitStack) -> tuple[Any, list[Callable[[Record], None]]]:
+        """Return who evaluates, and what adds to a record what that took."""
+        if not workers.are_asked_for(self._flags):
+            return self._task, []
+        self._console.print("starting workers ...", soft_wrap=True)
+        evaluator = stack.enter_context(
+            workers.evaluator(
+                self._flags,
+                self._settings["network"],
+                self._settings["data_sha256"],
+                self._task,
+                self._say,
+            )
+        )
+
+        def say_what_it_took() -> None:
+            said = workers.summary(evaluator.exchange(), evaluator.lost)
+            self._console.print(said, soft_wrap=True)
+
+        stack.callback(say_what_it_took)
+        return evaluator, [lambda record: record.update(evaluator.exchange())]
 
     def _conclude(self, outcome: Outcome[Any]) -> int:
         centre = self._strategy.centre(outcome.state)

@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
-_ONLY_ITS_OWN = ("out", "tensorboard", "report", "memory")
+_ONLY_ITS_OWN = ("out", "tensorboard", "report", "memory", "ray_address")
 """Flags that say where a run writes, and change nothing about it."""
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+from tinkering.cli import workers
 from tinkering.cli.settings import FRESH
 from tinkering.errors import ArgumentError, RunFolderError
 from tinkering.runs import folder
@@ -25,6 +26,7 @@ MAY_CHANGE = (
     "if_disk_full",
     "tensorboard",
     "report",
+    *workers.FLAGS,
     *FRESH,
 )
 """Flags that change nothing about what a run computes."""

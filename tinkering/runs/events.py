@@ -57,5 +57,5 @@ class EventFile:
             self._writer = self._new_writer(str(self._run), flush_secs=10)
         step = int(record["generation"])
         for name, value in record.items():
-            if name != "generation" and math.isfinite(value):
+            if name not in ("generation", "troubles") and math.isfinite(value):
                 self._writer.add_scalar(name.replace("_", "/", 1), value, step)

@@ -20,6 +20,11 @@ _ONLY_ITS_OWN = (
     "checkpoint_every",
     "keep_checkpoints",
     "if_disk_full",
+    "workers",
+    "ray_address",
+    "gpus_per_worker",
+    "threads_per_worker",
+    "worker_timeout",
 )
 """Settings that say where a run writes and with how much room; what it learns is the same."""
 

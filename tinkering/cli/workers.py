@@ -1,0 +1,117 @@
+"""The workers of a run: what they are made from, and what a run says of them."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tinkering import data
+from tinkering.cli import network, settings
+from tinkering.cli.recipes import RECIPES
+from tinkering.data.folder import PREFIX
+from tinkering.distributed.evaluator import RayEvaluator
+from tinkering.errors import ArgumentError
+
+FLAGS = ("workers", "ray_address", "gpus_per_worker", "threads_per_worker", "worker_timeout")
+"""Flags that say who evaluates, and change nothing about what."""
+
+
+@dataclass(frozen=True)
+class MakeTask:
+    """Makes a run's task in another process: data come by name and checksum.
+
+    Args:
+        flags: of the run, with no default left open.
+        shape: of the network.
+        sha256: of the data.
+    """
+
+    flags: Mapping[str, Any]
+    shape: Mapping[str, Any]
+    sha256: str
+
+    def __call__(self) -> Any:
+        """Return the task.
+
+        Raises:
+            DataError: the data are not there.
+            ArgumentError: (a ``ValueError``) they are others.
+        """
+        dataset = data.load(self.flags["data"])
+        dataset = settings.with_validation(dataset, self.flags["validation"])
+        found = dataset.sha256()
+        if found != self.sha256:
+            needed = f"the images that the run was begun with (SHA-256 {self.sha256})"
+            raise ArgumentError("data", needed, f"others on {platform.node()} ({found})")
+        model = network.initialise(self.shape, self.flags["seed"])
+        return RECIPES[self.flags["strategy"]].task(self.flags, model, dataset)
+
+
+def are_asked_for(flags: Mapping[str, Any]) -> bool:
+    """Return whether workers are to evaluate, and not this process.
+
+    Raises:
+        ArgumentError: (a ``ValueError``) something is said of workers, and there are none.
+    """
+    if flags["workers"] is not None or flags["ray_address"] is not None:
+        return True
+    for name in ("gpus_per_worker", "threads_per_worker"):
+        if flags[name]:
+            raise ArgumentError(name, "workers to give it to", flags[name], "Say --workers N.")
+    return False
+
+
+def evaluator(
+    flags: Mapping[str, Any],
+    shape: Mapping[str, Any],
+    sha256: str,
+    task: Any,
+    say: Callable[[str], None],
+) -> RayEvaluator:
+    """Return the evaluator of a run with workers.
+
+    Args:
+        flags: of the run.
+        shape: of its network.
+        sha256: of its data.
+        task: of this process.
+        say: tells the user something.
+    """
+    name = flags["data"]
+    if name.startswith(PREFIX):  # workers may stand elsewhere
+        name = f"{PREFIX}{Path(name.removeprefix(PREFIX)).absolute()}"
+    return RayEvaluator(
+        MakeTask({**flags, "data": name}, shape, sha256),
+        flags["workers"],
+        flags["threads_per_worker"] or _share(flags),
+        gpus_per_worker=flags["gpus_per_worker"],
+        address=flags["ray_address"],
+        timeout=flags["worker_timeout"],
+        say=say,
+        here=task,
+    )
+
+
+def _share(flags: Mapping[str, Any]) -> int:
+    """Return each worker's threads: its share of this machine's, or one of another's."""
+    here = flags["ray_address"] is None and flags["workers"] is not None
+    return max(1, flags["threads"] // flags["workers"]) if here else 1
+
+
+def summary(exchange: Mapping[str, int], lost: int) -> str:
+    """Return what workers took, for the end of a run.
+
+    Args:
+        exchange: of the last generation, see `tinkering.distributed.evaluator.Exchange`.
+        lost: workers that were lost in the run.
+    """
+    if not exchange:
+        return ""
+    return (
+        f"{exchange['workers']:,} workers, {lost:,} lost; a generation sends "
+        f"{exchange['bytes_sent'] / 1000:,.1f} kB to each node and brings "
+        f"{exchange['bytes_received'] / 1000:,.1f} kB back"
+    )

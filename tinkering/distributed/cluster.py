@@ -1,0 +1,100 @@
+"""The connection to Ray. This file alone imports it."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+import secrets
+from typing import Any
+
+from tinkering.errors import ArgumentError, ClusterError
+
+_STORE = 256 << 20
+"""Bytes of shared memory for objects: a centre or two, and results that are numbers."""
+
+
+def import_ray() -> Any:
+    """Return the package.
+
+    Raises:
+        ArgumentError: (a ``ValueError``) it is not installed.
+    """
+    # Nothing is reported to anybody unless the user says so.
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # What becomes of CUDA_VISIBLE_DEVICES where a worker has no GPU: as a coming release does it,
+    # and no warning.
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    try:
+        return importlib.import_module("ray")
+    except ImportError as error:
+        raise ArgumentError(
+            "workers",
+            "the package ray",
+            "a Python without it",
+            "pip install 'tinkering[ray]' installs it.",
+        ) from error
+
+
+def connect(address: str | None, cpus: int, gpus: float) -> bool:
+    """Connect to a cluster, or start one on this machine, and return whether that was needed.
+
+    What is started has no dashboard, listens on 127.0.0.1 only, and lets in who has a token that
+    is made for it. (Where Ray was imported before, it is too late for the latter two, and what
+    the user or Ray decides holds.)
+
+    Args:
+        address: of a cluster, ``"auto"`` for the one on this machine; None to start one.
+        cpus: processors of a cluster that is started, whether or not there are as many.
+        gpus: GPUs of a cluster that is started.
+
+    Raises:
+        ArgumentError: (a ``ValueError``) Ray is not installed.
+        ClusterError: there is no cluster at this address, or none can be started.
+    """
+    if address is None:
+        _keep_to_this_machine()
+    ray = import_ray()
+    if ray.is_initialized():
+        return False
+    common = {"log_to_driver": False, "logging_level": logging.ERROR}
+    try:
+        if address is None:
+            ray.init(
+                "local",
+                num_cpus=cpus,
+                num_gpus=gpus,
+                include_dashboard=False,
+                object_store_memory=_STORE,
+                **common,
+            )
+        else:
+            ray.init(address, **common)
+    except (ConnectionError, RuntimeError, ValueError, OSError) as error:
+        where = "a Ray cluster that starts here" if address is None else f"a cluster at {address}"
+        raise ClusterError(where, str(error).strip().splitlines()[0]) from error
+    return True
+
+
+def _keep_to_this_machine() -> None:
+    """Have a cluster that is started here be for this process alone; Ray reads it when imported."""
+    # Named for the systems where it is the default: no cluster of several machines.
+    os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+    if not os.environ.keys() & {"RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"}:
+        os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+
+
+def resources() -> str:
+    """Return what the cluster has and what of it is free, in words."""
+    ray = import_ray()
+    has, free = ray.cluster_resources(), ray.available_resources()
+    return ", ".join(
+        f"{has.get(name, 0):g} {name}s, {free.get(name, 0):g} of them free"
+        for name in ("CPU", "GPU")
+        if name in has or name == "CPU"
+    )
+
+
+def cpus_of_cluster() -> float:
+    """Return the CPUs of the cluster, whether they are free or not."""
+    return float(import_ray().cluster_resources().get("CPU", 0))

@@ -1,0 +1,203 @@
+"""The evaluator that a run is given in the place of a task: it has workers do it.
+
+In a generation a worker fetches the population once, which is its centre and some numbers, and
+is told which part of it to evaluate: noise is drawn again from its seed, and images are the
+worker's own. It answers with a number a member (for perturbed outputs with one estimate as large
+as the centre, too). Results are put together in the order of the members, whoever they came
+from, so the bits are those of a single process with as many threads a process.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from types import TracebackType
+from typing import Any
+
+from torch import Tensor
+
+from tinkering.distributed.cluster import connect, cpus_of_cluster, import_ray
+from tinkering.distributed.crew import Crew, Resources, Say
+from tinkering.distributed.division import Task, divisible
+from tinkering.distributed.round import Round
+from tinkering.errors import ArgumentError, ClusterError
+
+_PARTS_A_WORKER = 4
+"""Small enough that another worker can take one over, large enough to be worth the way."""
+_TICK = 0.05
+"""Seconds between looks at who is slow."""
+_MOST_LOSSES = 5
+"""Workers that may be lost over the same part."""
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """What a generation took besides evaluating."""
+
+    workers: int
+    """That were there at its end."""
+    bytes_sent: int
+    """The population, as every node of the cluster fetches it once."""
+    bytes_received: int
+    """Results of all parts."""
+    parts: int
+    parts_repeated: int
+    """Parts handed out again, because a worker was lost or slow."""
+    workers_lost: int
+
+
+class RayEvaluator:
+    """Evaluates populations on Ray's workers; stands where a task stands.
+
+    Args:
+        make_task: returns the task; called here and in every worker, so what it refers to
+            travels there once. Data are best loaded by it, by name and checksum:
+            ``tinkering.data.load(name, sha256=...)``. A task may have parts of its own
+            (`tinkering.distributed.division.Divisible`, as `Classification` and
+            `OutputClassification` have); any other is handed slices of the population.
+        workers: how many processes; by default as many as there are CPUs for.
+        threads: of each, and the CPUs that Ray reserves for it.
+        gpus_per_worker: GPUs that Ray reserves for each; whether the task uses them is its own
+            business.
+        address: of a Ray cluster, ``"auto"`` for one that runs on this machine already; None
+            to start one here, for as long as this evaluator is open.
+        timeout: seconds that one part may take before its worker counts as hung.
+        say: tells the user something; by default nobody is told.
+        here: the task for what is computed in this process; ``make_task()`` by default.
+
+    Raises:
+        ArgumentError: (a ``ValueError``) a number is out of range, or Ray is not installed.
+        ClusterError: there is no cluster at this address, or no worker starts.
+        Exception: what `make_task` raises, here or in a worker.
+
+    Example:
+        >>> from tinkering import Classification, PerturbedPopulation, SimpleResNet, BasicBlock
+        >>> from tinkering.data import load
+        >>> model = SimpleResNet(BasicBlock, [1, 1, 1, 1], width=2)
+        >>> def make_task():
+        ...     return Classification(model, load("mnist5k"))
+        >>> population = PerturbedPopulation(model, size=64, sigma=0.1)
+        >>> with RayEvaluator(make_task, workers=2) as evaluator:  # doctest: +SKIP
+        ...     evaluator.fitness(population, generation=0).shape
+        torch.Size([64])
+    """
+
+    def __init__(
+        self,
+        make_task: Callable[[], Task],
+        workers: int | None = None,
+        threads: int = 1,
+        *,
+        gpus_per_worker: float = 0.0,
+        address: str | None = None,
+        timeout: float = 60.0,
+        say: Say | None = None,
+        here: Task | None = None,
+    ) -> None:
+        for name, count in (("workers", workers), ("threads", threads)):
+            if count is not None and count < 1:
+                raise ArgumentError(name, "an integer of at least 1", count)
+        if not 0 <= gpus_per_worker < float("inf"):
+            needed = "a finite number of at least 0"
+            raise ArgumentError("gpus_per_worker", needed, gpus_per_worker)
+        if not 0 < timeout < float("inf"):
+            raise ArgumentError("timeout", "a finite number of seconds above 0", timeout)
+        cpus = (workers or max(1, (os.cpu_count() or 1) // threads)) * threads
+        self._connected = connect(address, cpus, cpus // threads * gpus_per_worker)
+        self._ray = import_ray()
+        self._workers = workers or max(1, int(cpus_of_cluster() // threads))
+        self._task = divisible(make_task() if here is None else here)
+        given = Resources(threads, gpus_per_worker, timeout)
+        self._crew = Crew(make_task, self._workers, given, say or _nobody)
+        self._exchange: Exchange | None = None
+        try:
+            self._crew.wait_for_one()
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> RayEvaluator:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the workers, and the cluster where it was started here."""
+        self._crew.close()
+        if self._connected:
+            self._ray.shutdown()
+            self._connected = False
+
+    def fitness(self, population: Any, generation: int) -> Any:
+        """Return what the task's ``fitness`` would.
+
+        Raises:
+            ClusterError: no worker can be started, or a part has cost several.
+            Exception: what the task raises.
+        """
+        message = self._ray.cloudpickle.dumps(population)
+        reference = self._ray.put(message)
+        parts = self._task.parts(population, self._workers * _PARTS_A_WORKER)
+        round_: Round[bytes] = Round(len(parts))
+        lost_before = self._crew.lost
+        while not round_.complete:
+            for seat in self._crew.free():
+                part = round_.next_for(seat.number, time.monotonic())
+                if part is not None:
+                    self._crew.give(seat, (round_, part), [reference], generation, parts[part])
+            for event in self._crew.events(_TICK):
+                self._note(event.seat.number, event.work, event.result)
+        results = round_.results()
+        self._exchange = Exchange(
+            workers=len(self._crew.started),
+            bytes_sent=len(message),
+            bytes_received=sum(len(result) for result in results),
+            parts=len(parts),
+            parts_repeated=round_.repeated,
+            workers_lost=self._crew.lost - lost_before,
+        )
+        return self._task.merged(population, [pickle.loads(result) for result in results])
+
+    def images(self, population: Any) -> int:
+        """Return the model-images of one evaluation, as the task counts them."""
+        return self._task.images(population)
+
+    def measure(self, params: Mapping[str, Tensor]) -> Mapping[str, float]:
+        """Return the task's held-out figures of one parameter set; computed here."""
+        return self._task.measure(params)
+
+    @property
+    def lost(self) -> int:
+        """Workers that were lost so far."""
+        return self._crew.lost
+
+    def exchange(self) -> dict[str, int]:
+        """Return what the latest generation took besides evaluating, by name."""
+        return {} if self._exchange is None else asdict(self._exchange)
+
+    def _note(self, worker: int, work: Any, result: bytes | None) -> None:
+        """Tell a round what became of a part. It may be that of an earlier generation."""
+        if work is None:  # lost while it started
+            return
+        round_, part = work
+        if result is not None:
+            round_.returned(worker, part, result, time.monotonic())
+        elif round_.lost(worker) >= _MOST_LOSSES and not round_.complete:
+            raise ClusterError(
+                "workers that survive",
+                f"{_MOST_LOSSES} lost over the same part of a generation. Do they run out of "
+                "memory? Ray's logs on their nodes say why they ended",
+            )
+
+
+def _nobody(what: str) -> None:
+    del what
