@@ -52,7 +52,10 @@ wheel-test: $(DEV) ## Build the wheel, install it into an empty environment and 
 	venv/bin/tinkering evolve --generations 3 --population 16 --width 2 --out run; \
 	venv/bin/tinkering evaluate run; \
 	venv/bin/python -m doctest -o NORMALIZE_WHITESPACE -o ELLIPSIS README.md; \
-	echo "The wheel works."
+	! venv/bin/python -c "import ray" 2> /dev/null || { echo "Ray is here, and should not be."; exit 1; }; \
+	! venv/bin/tinkering evolve --workers 2 --out workers 2> said || exit 1; \
+	grep -q "pip install 'tinkering\[ray\]' installs it" said || { cat said; exit 1; }; \
+	echo "The wheel works, and without Ray."
 
 examples: $(RUNTIME) ## Run the demonstration, and the examples in a short form
 	$(PY) -m tinkering.models

@@ -222,3 +222,10 @@ def test_importing_loads_no_torch_prints_nothing_and_writes_nothing(tmp_path):
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     assert list(tmp_path.iterdir()) == []
+
+
+@files
+def test_ray_is_imported_in_one_place_and_only_when_asked_for(path):
+    assert "ray" not in {module.split(".")[0] for module in modules_in(tree_of(path))}
+    if path != HOUSE / "distributed" / "cluster.py":
+        assert '"ray"' not in path.read_text()
