@@ -20,9 +20,10 @@ def held_parameters(model, x):
     return {names[node.name] for node in nodes if node is not None and node.name in names}
 
 
-def perturbed(model, x, names, *, members=8, sigma=0.1, seed=0, generation=0):
+def perturbed(model, x, names, *, members=8, sigma=0.1, seed=0, generation=0, blur=0.0, readings=1):
     """The module's parameters of these names as a centre; None: all that can be."""
     names = held_parameters(model, x) if names is None else names
     params = {n: p.detach().clone() for n, p in model.named_parameters() if n in names}
     params |= {n: torch.zeros(1) for n in names if n not in params}
-    return PerturbedOutputs(params, members, sigma, Stream(seed, generation), utilities)
+    stream = Stream(seed, generation)
+    return PerturbedOutputs(params, members, sigma, stream, utilities, blur, readings)

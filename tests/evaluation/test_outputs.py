@@ -25,7 +25,8 @@ from torch import nn
 
 from tinkering.errors import ArgumentError, UnsupportedLayerError
 from tinkering.evaluation import output_plan
-from tinkering.evaluation.outputs import evaluate_outputs
+from tinkering.evaluation.fitness import accuracy
+from tinkering.evaluation.outputs import evaluate_outputs, plan_outputs
 from tinkering.models import BasicBlock, SimpleResNet
 from tinkering.noise import Stream
 
@@ -473,6 +474,74 @@ class TestTiles:
         assert seen == [6, 6, 6, 6, 3, 3]  # two images' members, at two layers
 
 
+class TestReadings:
+    def read(self, members=4, **changes):
+        """What a fitness is shown: logits ``[layers, images, members, readings, classes]``."""
+        seen = []
+
+        def fitness(logits, labels):
+            assert torch.equal(labels, labels[:, :1].expand(logits.shape[:2]))
+            seen.append(logits)
+            return logits.sum((1, 2))
+
+        torch.manual_seed(1)
+        model, x = cached(perceptron), inputs_for(perceptron, 6)
+        scores = scores_of(model, x, members=members, sigma=0.5, fitness=fitness, **changes)
+        logits = torch.cat(seen)
+        return logits.view(-1, members, *logits.shape[1:]), scores
+
+    def test_an_images_members_are_read_under_the_same_noise(self, set_threads):
+        set_threads(1)
+        plain, _ = self.read()
+        read, _ = self.read(blur=3.0, readings=500)
+        assert read.shape[2] == 500
+        noise = read - plain
+        torch.testing.assert_close(noise, noise[:, :1].expand_as(noise), rtol=0, atol=1e-4)
+        each = noise[: len(noise) // 2, 0]  # the images at the first layer
+        assert 2.8 < each.std() < 3.2
+        assert abs(each.mean()) < 0.2
+        assert all(cosine(each[0], other) < 0.1 for other in each[1:])
+
+    def test_without_noise_readings_are_alike(self, set_threads):
+        set_threads(1)
+        read, _ = self.read(readings=3)
+        assert torch.equal(read, self.read()[0].expand_as(read))
+
+    def test_portions_and_threads_change_nothing(self, monkeypatch, set_threads):
+        set_threads(1)
+        _, whole = self.read(blur=1.0, readings=5)
+        monkeypatch.setattr(output_plan, "images_in_cache", lambda *_: 4)
+        set_threads(2)
+        _, parts = self.read(blur=1.0, readings=5)
+        torch.testing.assert_close(parts.fitness, whole.fitness, rtol=1e-4, atol=1e-4)
+
+    def test_being_right_under_noise_has_a_gradient(self):
+        """Of two classes one is right with the probability that the noise leaves it ahead."""
+        torch.manual_seed(0)
+        model, x = (
+            nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 2)).eval(),
+            torch.randn(8, 6),
+        )
+        y = torch.arange(8) % 2
+        logits = model(x)
+        ahead = logits.gather(1, y[:, None]) - logits.gather(1, 1 - y[:, None])
+        torch.special.ndtr(ahead / (0.7 * 2**0.5)).mean().backward()
+        changes = {"members": 400, "sigma": 0.1, "blur": 0.7, "readings": 400}
+        scores = scores_of(model, x, y=y, fitness=accuracy, **changes)
+        gradient = torch.cat([p.grad.flatten() for p in model.parameters()])
+        ascent = torch.cat([scores.ascent[n].flatten() for n, _ in model.named_parameters()])
+        assert cosine(ascent, gradient) > 0.95
+        assert 0.85 < ascent.norm() / gradient.norm() < 1.15
+
+    def test_they_count_for_memory(self):
+        model, x = cached(perceptron), inputs_for(perceptron, 6)
+        needed = [
+            plan_outputs(model, perturbed(model, x, None, readings=readings), x).needed
+            for readings in (1, 10_000)
+        ]
+        assert needed[1] > needed[0] + 10_000 * 8 * 5 * 4  # members, classes, bytes
+
+
 @cache
 def cached(build):
     return make(build)
@@ -818,6 +887,16 @@ class TestRefusals:
     def test_sigma(self, sigma):
         message = self.said(ArgumentError, sigma=sigma)
         assert message == f"sigma: needed a finite number above 0, got {sigma}."
+
+    @pytest.mark.parametrize("blur", [-0.1, float("inf"), float("nan")])
+    def test_blur(self, blur):
+        message = self.said(ArgumentError, blur=blur)
+        assert message == f"blur: needed a finite number of at least 0, got {blur}."
+
+    @pytest.mark.parametrize("readings", [0, -1])
+    def test_readings(self, readings):
+        message = self.said(ArgumentError, readings=readings)
+        assert message == f"readings: needed an integer of at least 1, got {readings}."
 
     def test_nothing_that_evolves(self):
         message = self.said(ArgumentError, names=())

@@ -13,6 +13,7 @@ from tinkering.evaluation.graph import Program
 from tinkering.evaluation.layers import Values
 from tinkering.evaluation.output_targets import Target
 from tinkering.evaluation.plan import images_in_cache
+from tinkering.population.perturbed_outputs import PerturbedOutputs
 
 _MIB = 1 << 20
 
@@ -43,7 +44,7 @@ def make_output_plan(
     values: Values,
     targets: list[Target],
     images: int,
-    members: int,
+    population: PerturbedOutputs,
     dtype: torch.dtype,
     budget: int | None,
 ) -> OutputPlan:
@@ -54,7 +55,7 @@ def make_output_plan(
         values: its parameters and buffers.
         targets: the layers that are perturbed.
         images: of the batch.
-        members: of each image at each layer.
+        population: the members of each image at each layer.
         dtype: of the computation.
         budget: bytes; None for half of what is free.
 
@@ -64,18 +65,20 @@ def make_output_plan(
     budget = memory.default_budget() if budget is None else budget
     one = memory.footprint(steps)
     weights = sum(values[name].numel() for name in steps.captured.parameters) * dtype.itemsize
-    threads = torch.get_num_threads()
+    threads, members = torch.get_num_threads(), population.members
+    # Of further readings: the noise, the logits with it, and what the fitness makes of those.
+    peak = one.peak + 4 * (population.readings - 1) * one.output
     rows = images_in_cache(one.largest * dtype.itemsize, weights) // members
     rows = max(1, min(rows, math.ceil(images / threads)))
     # Kept to the end: each target's inputs, and how fitness changes with its result.
     shared = [one.step for target in targets for one in target.sharing]
     each = sum(memory.size_of(step.source) + memory.size_of(step.last) for step in shared)
     kept = images * each + 2 * weights
-    while kept + threads * rows * members * one.peak > budget and rows > 1:
+    while kept + threads * rows * members * peak > budget and rows > 1:
         rows //= 2
-    while kept + threads * rows * members * one.peak > budget and threads > 1:
+    while kept + threads * rows * members * peak > budget and threads > 1:
         threads //= 2
-    needed = kept + threads * rows * members * one.peak
+    needed = kept + threads * rows * members * peak
     if needed > budget:
         advice = "Give it more, or fewer members an image, or fewer images a generation."
         raise ArgumentError("memory", f"at least {needed:,} bytes", f"{budget:,}", advice)

@@ -9,6 +9,10 @@ Node perturbation: Widrow and Lehr 1990, "30 Years of Adaptive Neural Networks";
 Seung 2005, "Learning Curves for Stochastic Gradient Descent in Linear Feedforward Networks";
 Ren et al. 2022, "Scaling Forward Gradient with Local Losses" (arXiv 2210.03310), who
 call it activity perturbation. Noise where a rectifier is shut could not matter and is left out.
+
+Noise on logits smooths a fitness that is a step, and costs no forward: Duchi, Bartlett and
+Wainwright 2012, "Randomized Smoothing for Stochastic Optimization" (arXiv 1103.4296); Berthet et
+al. 2020, "Learning with Differentiable Perturbed Optimizers" (arXiv 2002.08676).
 """
 
 from __future__ import annotations
@@ -56,8 +60,8 @@ def evaluate_outputs(
         population: the centre, and how it is perturbed.
         x: ``[images, ...]``.
         y: labels, ``[images]``.
-        fitness: ``(logits [members, 1, classes], labels [members, 1]) -> [members]``: a
-            member sees a single image.
+        fitness: ``(logits [members, readings, classes], labels [members, readings]) ->
+            [members]``: a member sees a single image.
         buffers: BatchNorm statistics; the model's own by default.
         dtype: of the computation: float32 or bfloat16.
         memory: bytes that it may take; half of what is free by default.
@@ -93,7 +97,7 @@ def evaluate_outputs(
     values = steps.captured.values(state | dict(population.params) | dict(buffers or {}))
     targets = find_targets(steps, population.params, values)
     run = _Run(steps, values, targets, population, fitness, dtype)
-    planned = make_output_plan(steps, values, targets, len(x), population.members, dtype, memory)
+    planned = make_output_plan(steps, values, targets, len(x), population, dtype, memory)
     tiles = [
         [
             slice(at, min(at + planned.images, part.stop))
@@ -156,7 +160,7 @@ def plan_outputs(
     steps = _program(model, x)
     values = steps.captured.values(dict(model.named_parameters()) | dict(model.named_buffers()))
     targets = find_targets(steps, population.params, values)
-    return make_output_plan(steps, values, targets, len(x), population.members, dtype, memory)
+    return make_output_plan(steps, values, targets, len(x), population, dtype, memory)
 
 
 def count_layers(model: nn.Module, population: PerturbedOutputs, x: Tensor) -> int:
@@ -248,25 +252,35 @@ class _Run:
                 inputs = {name_of(one.step): given[name_of(one.step)] for one in target.sharing}
                 needed = {node: kept(node) for node in target.needed}
                 passed.append(_Passed(target, kept(step.last), inputs, needed))
-        return [self._at(centre, part.start, y) for centre in passed]
+        first = self._population.first + part.start
+        blur = self._blur(known[steps.output.name], first)
+        return [self._at(centre, first, y, blur) for centre in passed]
 
-    def _at(self, centre: _Passed, first: int, y: Tensor) -> _Portion:
+    def _blur(self, logits: Tensor, first: int) -> Tensor:
+        """Return the noise under which members' logits are read, ``[images, readings, ...]``."""
+        population, shape = self._population, logits.shape[1:]
+        if not population.blur:
+            return torch.zeros(()).expand(len(logits), population.readings, *shape)
+        rows, count = range(first, first + len(logits)), population.readings * shape.numel()
+        noise = population.blur * population.stream.normals("logits:readings", rows, count)
+        return noise.view(len(logits), population.readings, *shape)
+
+    def _at(self, centre: _Passed, first: int, y: Tensor, blur: Tensor) -> _Portion:
         """Perturb one layer's result, and let every member go on from there."""
         members, stream = self._population.members, self._population.stream
         target, result = centre.target, centre.result
         flat = _pixels_first(result).flatten(1)
         amount = self._population.sigma * _size(flat.float(), target.step.relu)
         mask = (flat > 0) if target.step.relu else torch.ones_like(flat, dtype=torch.bool)
-        first += self._population.first
         rows = range(first * members, (first + len(y)) * members)
         signs = stream.signs(target.name, rows, flat.shape[1]).to(flat.dtype)
         signs = signs.view(len(y), members, -1)
         sized = (mask * amount).to(flat.dtype)
         moved = torch.addcmul(flat.unsqueeze(1), sized.unsqueeze(1), signs)
         logits = self._rest(centre, _pixels_last(moved.flatten(0, 1), result))
-        labels = y.repeat_interleave(members)
-        worth = checked(self._fitness, logits.float().unsqueeze(1), labels.unsqueeze(1))
-        worth = worth.view(len(y), members)
+        labels = y.repeat_interleave(members).unsqueeze(1).expand(-1, blur.shape[1])
+        read = logits.float().view(len(y), members, 1, *logits.shape[1:]) + blur.unsqueeze(1)
+        worth = checked(self._fitness, read.flatten(0, 1), labels).view(len(y), members)
         weights = self._population.utilities(worth).to(signs.dtype)
         change = torch.bmm(weights.unsqueeze(1), signs).squeeze(1).float()
         change = torch.where(mask, change / (members * amount), 0.0)

@@ -26,6 +26,11 @@ class PerturbedOutputs:
     their own, so there is nothing to materialise; what a layer's noise is worth tells how its
     result should change, and from that and the layer's input follows how its weights should.
 
+    A fitness that is a step, such as being right, says nothing about a member that is far from
+    the step. With `blur`, a member's logits are read `readings` times, each time with normal noise
+    on them, and its fitness is that of all readings. An image's members share that noise, so that
+    it favours none of them.
+
     Args:
         params: the centre's parameters that evolve, by name; at least one.
         members: perturbations of each image at each layer, at least 2.
@@ -33,6 +38,8 @@ class PerturbedOutputs:
         stream: where the noise is read.
         utilities: shapes the fitness of each image's members.
         first: where the images are only some of a generation's, which of those is their first.
+        blur: standard deviation of the noise on logits, at least 0.
+        readings: of each member's logits, at least 1.
 
     Raises:
         ArgumentError: (a ``ValueError``) one of these is out of range.
@@ -44,6 +51,8 @@ class PerturbedOutputs:
     stream: Stream
     utilities: Utilities = field(repr=False)
     first: int = 0
+    blur: float = 0.0
+    readings: int = 1
 
     def __post_init__(self) -> None:
         if not self.params:
@@ -52,3 +61,7 @@ class PerturbedOutputs:
             raise ArgumentError("members", "an integer of at least 2", self.members)
         if not 0 < self.sigma < float("inf"):
             raise ArgumentError("sigma", "a finite number above 0", self.sigma)
+        if not 0 <= self.blur < float("inf"):
+            raise ArgumentError("blur", "a finite number of at least 0", self.blur)
+        if self.readings < 1:
+            raise ArgumentError("readings", "an integer of at least 1", self.readings)
