@@ -15,8 +15,14 @@ from torch.func import functional_call
 
 from tinkering.data import load
 from tinkering.errors import ArgumentError
+from tinkering.evaluation.fitness import accuracy, negative_cross_entropy
 from tinkering.evaluation.outputs import evaluate_outputs
-from tinkering.strategies.output_evolution import OutputEvolution, Scores, utilities
+from tinkering.strategies.output_evolution import (
+    OutputEvolution,
+    Scores,
+    relative_utilities,
+    utilities,
+)
 
 
 @dataclass
@@ -74,6 +80,13 @@ class TestState:
         assert all(torch.equal(p, state.params[name]) for name, p in population.params.items())
         assert population.stream == strategy.ask(state).stream
         assert population.stream != strategy.ask(after(strategy, state, 1)).stream
+        assert (population.utilities, population.blur, population.readings) == (utilities, 0.0, 1)
+
+    def test_ask_hands_on_how_members_are_rated(self):
+        strategy = OutputEvolution(shaping="relative", blur=0.5, readings=7)
+        population = strategy.ask(strategy.init(start()))
+        assert population.utilities is relative_utilities
+        assert (population.blur, population.readings) == (0.5, 7)
 
     def test_tell_changes_no_state_and_gives_the_same_bits_twice(self):
         strategy = OutputEvolution()
@@ -261,7 +274,36 @@ class TestUtilities:
         assert not utilities(torch.full((3, members), value)).any()
 
 
+class TestRelativeUtilities:
+    @given(fitness=MATRICES)
+    def test_are_utilities_by_the_mean(self, fitness):
+        fitness = torch.tensor(fitness).abs()
+        result = relative_utilities(fitness)
+        assert torch.isfinite(result).all()
+        for row, values, plain in zip(result, fitness, utilities(fitness), strict=True):
+            mean = values.where(torch.isfinite(values), 0.0).mean()
+            expected = plain / mean if mean > 0 else torch.zeros_like(plain)
+            torch.testing.assert_close(row, expected)
+
+    @given(right=st.lists(st.integers(0, 64), min_size=2, max_size=9))
+    def test_are_no_larger_than_the_group(self, right):
+        result = relative_utilities(torch.tensor([right]) / 64)
+        assert result.abs().max() <= len(right) * (1 + 1e-5)
+
+
 class TestLearns:
+    def test_from_right_and_wrong_alone(self):
+        torch.manual_seed(3)
+        x = torch.randn(80, 6)
+        y = (x @ torch.randn(6, 3)).argmax(1)
+        model = nn.Sequential(nn.Linear(6, 12), nn.ReLU(), nn.Linear(12, 3)).eval()
+        strategy = OutputEvolution(
+            learning_rate=0.02, averaging=0.9, shaping="relative", blur=1.0, readings=64
+        )
+        assert self.accuracy(model, dict(model.named_parameters()), x, y) < 0.5
+        params = self.run(strategy, model, x, y, 100, accuracy)
+        assert self.accuracy(model, params, x, y) > 0.9
+
     def test_a_logistic_regression(self):
         torch.manual_seed(3)
         x = torch.randn(80, 6)
@@ -297,10 +339,11 @@ class TestLearns:
         assert self.accuracy(model, dict(model.named_parameters()), x, y) < 0.3
         assert self.accuracy(model, self.run(strategy, model, x, y, 70), x, y) > 0.85
 
-    def run(self, strategy, model, x, y, generations):
+    def run(self, strategy, model, x, y, generations, fitness=negative_cross_entropy):
         state = strategy.init(dict(model.named_parameters()))
         for _ in range(generations):
-            state = strategy.tell(state, evaluate_outputs(model, strategy.ask(state), x, y))
+            scores = evaluate_outputs(model, strategy.ask(state), x, y, fitness)
+            state = strategy.tell(state, scores)
             assert state.told == "moved"
         return strategy.centre(state)
 
@@ -323,6 +366,10 @@ class TestArguments:
             ("averaging", -0.1, "a number from 0 to below 1"),
             ("betas", (0.9, 1.0), "two numbers from 0 to below 1"),
             ("betas", (0.9,), "two numbers from 0 to below 1"),
+            ("shaping", "rank", "one of raw, relative"),
+            ("blur", -0.1, "a finite number of at least 0"),
+            ("blur", math.inf, "a finite number of at least 0"),
+            ("readings", 0, "an integer of at least 1"),
             ("seed", -1, "an integer from 0 to 2^64 - 1"),
             ("seed", 2**64, "an integer from 0 to 2^64 - 1"),
         ],

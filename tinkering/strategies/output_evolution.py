@@ -7,7 +7,7 @@ numbers takes few members. See `tinkering.evaluation.outputs` for the estimate a
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
@@ -66,6 +66,11 @@ class OutputEvolution:
         sigma: size of a perturbation by that of the layer's result: see `PerturbedOutputs`.
         learning_rate: Adam's step, a number or a schedule over generations.
         betas: Adam's decay of its running means.
+        shaping: ``"raw"``: utilities as they are; or ``"relative"``: divided by the mean
+            fitness of the image's members, for a fitness of at least 0. The way up is then
+            that of its logarithm: images that are seldom right count for more.
+        blur: noise under which members' logits are read: see `PerturbedOutputs`.
+        readings: of a member's logits.
         averaging: weight of the past in the running average of the centre, 0 (the latest) to
             1 (excluded); early on it is less, so that the random start is forgotten.
         seed: of the noise, 0 to 2^64 - 1.
@@ -96,6 +101,9 @@ class OutputEvolution:
     betas: tuple[float, float] = (0.9, 0.99)
     averaging: float = 0.98
     seed: int = 0
+    shaping: str = "raw"
+    blur: float = 0.0
+    readings: int = 1
 
     def __post_init__(self) -> None:
         if self.members < 2:
@@ -109,6 +117,12 @@ class OutputEvolution:
             raise ArgumentError("betas", "two numbers from 0 to below 1", self.betas)
         if not 0 <= self.seed < 2**64:
             raise ArgumentError("seed", "an integer from 0 to 2^64 - 1", self.seed)
+        if self.shaping not in SHAPINGS:
+            raise ArgumentError("shaping", f"one of {', '.join(SHAPINGS)}", self.shaping)
+        if not 0 <= self.blur < float("inf"):
+            raise ArgumentError("blur", "a finite number of at least 0", self.blur)
+        if self.readings < 1:
+            raise ArgumentError("readings", "an integer of at least 1", self.readings)
 
     def init(self, params: Mapping[str, Tensor]) -> OutputState:
         """Return the state before the first generation, with a copy of `params` as centre."""
@@ -121,7 +135,15 @@ class OutputEvolution:
     def ask(self, state: OutputState) -> PerturbedOutputs:
         """Return how the state's generation perturbs the centre."""
         stream = Stream(self.seed, state.generation)
-        return PerturbedOutputs(state.params, self.members, self.sigma, stream, utilities)
+        return PerturbedOutputs(
+            state.params,
+            self.members,
+            self.sigma,
+            stream,
+            SHAPINGS[self.shaping],
+            self.blur,
+            self.readings,
+        )
 
     def tell(self, state: OutputState, scores: Scores) -> OutputState:
         """Return the state after a generation.
@@ -172,3 +194,27 @@ def utilities(fitness: Tensor) -> Tensor:
     known = known - known[:, :1]  # equal ones are then worth nothing, not what rounding leaves
     count = fitness.shape[1]
     return (known - known.mean(1, keepdim=True)) * (count / (count - 1))
+
+
+def relative_utilities(fitness: Tensor) -> Tensor:
+    """Return utilities divided by the mean fitness of those that see the image.
+
+    Where that mean is not above 0, nothing is worth anything.
+
+    Args:
+        fitness: ``[images, members]``, at least 0.
+
+    Example:
+        >>> relative_utilities(torch.tensor([[1.0, 2.0, 6.0], [0.0, 0.0, 0.0]]))
+        tensor([[-1.0000, -0.5000,  1.5000],
+                [ 0.0000,  0.0000,  0.0000]])
+    """
+    mean = fitness.where(torch.isfinite(fitness), 0.0).mean(1, keepdim=True)
+    return torch.where(mean > 0, utilities(fitness) / mean, 0.0)
+
+
+SHAPINGS: Mapping[str, Callable[[Tensor], Tensor]] = {
+    "raw": utilities,
+    "relative": relative_utilities,
+}
+"""What members are worth, by the name that a configuration uses."""
