@@ -15,6 +15,7 @@ from rich.console import Console
 
 from tinkering.cli import main
 from tinkering.cli.evolve import Evolve
+from tinkering.cli.recipes import RECIPES
 from tinkering.data import load
 from tinkering.evaluation.classification import Classification
 from tinkering.evaluation.output_classification import OutputClassification
@@ -119,7 +120,7 @@ class TestEvolve:
         "flags",
         [
             ["--strategy", "outputs"],
-            ["--strategy", "outputs", "--fitness", "accuracy", "--sigma", "1"],
+            ["--strategy", "outputs", "--fitness", "accuracy"],
             ["--strategy", "weights", "--sigma", "0.02"],
             ["--strategy", "weights", "--antithetic", "--group", "2", "--sigma", "0.02"],
             ["--strategy", "weights", "--group", "128", "--images", "16"],  # one batch for all
@@ -135,6 +136,29 @@ class TestEvolve:
         words += ["--shift", "0", "--dtype", "float32", "--no-report", *flags]
         assert quiet([*words, "--out", tmp_path])[0] == 0
         assert json.loads((tmp_path / "summary.json").read_text())["test_accuracy"] > 0.6
+
+    @pytest.mark.parametrize("strategy", ["outputs", "weights"])
+    def test_a_fitness_may_have_defaults_of_its_own(self, strategy, digits, tmp_path):
+        seen = {}
+        for fitness in ("cross-entropy", "accuracy"):
+            words = ["evolve", "--data", digits, *TINY, "--no-report", "--strategy", strategy]
+            words += ["--fitness", fitness, "--decay", "7", "--out", tmp_path / fitness]
+            assert quiet(words)[0] == 0
+            seen[fitness] = json.loads((tmp_path / fitness / "config.json").read_text())
+        recipe = RECIPES[strategy]
+        for name, value in recipe.defaults.items():
+            if name in ("population", "decay"):
+                assert {seen[fitness][name] for fitness in seen} == {8 if name != "decay" else 7}
+                continue
+            assert seen["cross-entropy"][name] == value
+            assert seen["accuracy"][name] == recipe.accuracy.get(name, value)
+
+    def test_relative_shaping_is_for_fitness_that_is_not_negative(self, digits, tmp_path, capsys):
+        words = ["evolve", "--data", digits, *TINY, "--shaping", "relative", "--out", tmp_path]
+        assert refused(words, capsys) == (
+            "shaping: needed raw, or --fitness accuracy (relative is for a fitness of at least 0), "
+            "got relative."
+        )
 
     def test_validation_images_come_out_of_the_training_images(self, tmp_path, digits):
         words = ["evolve", "--data", digits, *TINY, "--validation", "12", "--out", tmp_path]

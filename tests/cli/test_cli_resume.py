@@ -18,6 +18,7 @@ from tinkering.runs import folder
 pytestmark = pytest.mark.usefixtures("same_threads")
 FLAGS = {
     "outputs": [],
+    "outputs, accuracy": ["--fitness", "accuracy"],
     "weights": ["--strategy", "weights"],
     "weights, pairs, renewed": [
         *("--strategy", "weights", "--antithetic", "--group", "2", "--statistics", "renewed"),

@@ -62,14 +62,24 @@ class Evolve:
     """Weight of the past in the running average of the centre, 0 to below 1."""
     fitness: Literal["cross-entropy", "accuracy"] = "cross-entropy"
     """What members are rated for: minus cross-entropy, or being right."""
+    blur: Annotated[float | None, tyro.conf.arg(metavar="NUMBER")] = None
+    """Outputs only: standard deviation of noise on a member's logits when it is rated, which makes
+    a slope of the step from wrong to right: 0, or 2 for accuracy."""
+    readings: Annotated[int | None, tyro.conf.arg(metavar="NUMBER")] = None
+    """Outputs only: times that a member's logits are rated, each with other noise: 1, or 1024 for
+    accuracy."""
     images: int = 1
     """Weights only: images that a member sees in a generation."""
     antithetic: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Weights only: members come in pairs of opposite noise; needs --group 2."""
     rank: int = 1
     """Weights only: rank of the noise; higher is closer to plain Gaussian noise, and slower."""
-    shaping: Literal["raw", "z-score", "rank", "sign"] = "z-score"
-    """Weights only: how the differences of fitness are scaled."""
+    shaping: Annotated[
+        Literal["raw", "relative", "z-score", "rank", "sign"] | None,
+        tyro.conf.arg(metavar="{raw,relative,z-score,rank,sign}"),
+    ] = None
+    """How the differences of fitness are scaled: raw for outputs, or relative to the fitness of the
+    image's members for outputs and accuracy; z-score for weights, or raw, rank or sign."""
     statistics: Literal["fixed", "renewed"] = "fixed"
     """Weights only: BatchNorm's mean and variance, from the start or from each generation."""
     shift: Annotated[int | None, tyro.conf.arg(metavar="PIXELS")] = None

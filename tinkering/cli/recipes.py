@@ -34,11 +34,17 @@ Settings = Mapping[str, Any]
 class Recipe:
     """A way to evolve: the defaults of flags, and how they become a strategy and a task."""
 
-    defaults: Mapping[str, int | float]
+    defaults: Mapping[str, int | float | str]
+    accuracy: Mapping[str, int | float | str]
+    """Those that are others with ``--fitness accuracy``."""
     strategy: Callable[[Settings], Any]
     task: Callable[[Settings, nn.Module, Dataset], Any]
     members: Callable[[Settings], str]
     """Says what a generation consists of."""
+
+    def defaults_for(self, fitness: str) -> Mapping[str, int | float | str]:
+        """Return the defaults with a fitness of `FITNESS`."""
+        return {**self.defaults, **(self.accuracy if fitness == "accuracy" else {})}
 
 
 def _groups(settings: Settings) -> int:
@@ -88,12 +94,18 @@ def _weights_task(settings: Settings, model: nn.Module, dataset: Dataset) -> Cla
 
 def _outputs(settings: Settings) -> OutputEvolution:
     _groups(settings)
+    if settings["shaping"] == "relative" and settings["fitness"] != "accuracy":
+        needed = "raw, or --fitness accuracy (relative is for a fitness of at least 0)"
+        raise ArgumentError("shaping", needed, "relative")
     return OutputEvolution(
         members=settings["group"],
         sigma=settings["sigma"],
         learning_rate=_steps(settings),
         averaging=settings["averaging"],
         seed=settings["seed"],
+        shaping=settings["shaping"],
+        blur=settings["blur"],
+        readings=settings["readings"],
     )
 
 
@@ -124,7 +136,15 @@ RECIPES: Mapping[str, Recipe] = {
             "sigma": 0.1,
             "learning_rate": 0.004,
             "decay": 200.0,
+            "shaping": "raw",
+            "blur": 0.0,
+            "readings": 1,
             "shift": 2,
+        },
+        {
+            "shaping": "relative",
+            "blur": 2.0,
+            "readings": 1024,
         },
         _outputs,
         _outputs_task,
@@ -137,8 +157,12 @@ RECIPES: Mapping[str, Recipe] = {
             "sigma": 0.005,
             "learning_rate": 0.004,
             "decay": 100.0,
+            "shaping": "z-score",
+            "blur": 0.0,
+            "readings": 1,
             "shift": 0,
         },
+        {},
         _weights,
         _weights_task,
         _said(""),

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import fields, replace
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from tinkering.cli import workers
 from tinkering.cli.settings import FRESH
@@ -64,7 +64,7 @@ def _fits(value: Any, hint: Any) -> bool:
     kind, parts = get_origin(hint), get_args(hint)
     if kind is Literal:
         return any(value == part for part in parts)
-    if kind is UnionType:
+    if kind in (UnionType, Union):  # the latter where a Literal is a part
         return any(_fits(value, part) for part in parts)
     if kind is tuple:
         return isinstance(value, list) and [type(part) for part in value] == list(parts)
