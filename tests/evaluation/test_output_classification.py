@@ -1,5 +1,7 @@
 """The task for perturbed outputs, against plain, eager computations."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -7,6 +9,7 @@ from torch import nn
 
 from tinkering.data import BatchOrder, Shifts, load
 from tinkering.errors import ArgumentError
+from tinkering.evaluation.fitness import accuracy
 from tinkering.evaluation.output_classification import OutputClassification
 from tinkering.evaluation.outputs import evaluate_outputs
 from tinkering.models import BasicBlock, SimpleResNet
@@ -234,3 +237,11 @@ class TestParts:
         assert whole.ascent.keys() == together.ascent.keys()
         assert all(torch.equal(together.ascent[n], v) for n, v in whole.ascent.items())
         assert together.forwards == pytest.approx(whole.forwards)
+
+    def test_readings_of_a_part_are_those_of_the_whole(self):
+        task = OutputClassification(MODEL, DIGITS, images=self.IMAGES, fitness=accuracy)
+        population = replace(population_of(make_model(1)), blur=0.5, readings=4)
+        whole = task.fitness(population, 0)
+        parts = [task.part(population, 0, part) for part in task.parts(population, 3)]
+        assert torch.equal(task.merged(population, parts).fitness, whole.fitness)
+        assert whole.fitness.unique().numel() > 2  # some were read as right, some as wrong

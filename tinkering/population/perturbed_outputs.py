@@ -37,9 +37,9 @@ class PerturbedOutputs:
         sigma: size of a perturbation by the layer's result, above 0.
         stream: where the noise is read.
         utilities: shapes the fitness of each image's members.
-        first: where the images are only some of a generation's, which of those is their first.
         blur: standard deviation of the noise on logits, at least 0.
         readings: of each member's logits, at least 1.
+        first: where the images are only some of a generation's, which of those is their first.
 
     Raises:
         ArgumentError: (a ``ValueError``) one of these is out of range.
@@ -50,9 +50,9 @@ class PerturbedOutputs:
     sigma: float
     stream: Stream
     utilities: Utilities = field(repr=False)
-    first: int = 0
     blur: float = 0.0
     readings: int = 1
+    first: int = 0
 
     def __post_init__(self) -> None:
         if not self.params:
