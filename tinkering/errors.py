@@ -107,6 +107,7 @@ class ClusterError(TinkeringError):
     Args:
         needed: what was needed.
         came: what there is.
+        advice: what to do about it.
 
     Example:
         >>> raise ClusterError("a cluster at 10.0.0.1:6379", "no answer")
@@ -114,12 +115,12 @@ class ClusterError(TinkeringError):
         tinkering.errors.ClusterError: Ray: needed a cluster at 10.0.0.1:6379, got no answer.
     """
 
-    def __init__(self, needed: str, came: str) -> None:
-        super().__init__(needed, came)
+    def __init__(self, needed: str, came: str, advice: str = "") -> None:
+        super().__init__(needed, came, advice)
 
     def __str__(self) -> str:
-        needed, came = self.args
-        return f"Ray: needed {needed}, got {came.rstrip('.')}."
+        needed, came, advice = self.args
+        return f"Ray: needed {needed}, got {came}.{' ' + advice if advice else ''}"
 
 
 class UnsupportedLayerError(TinkeringError):

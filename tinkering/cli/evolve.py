@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -18,6 +18,7 @@ from tinkering.cli.display import RunDisplay
 from tinkering.cli.ending import conclude, hint
 from tinkering.cli.recipes import RECIPES
 from tinkering.data import Dataset
+from tinkering.distributed.evaluator import RayEvaluator
 from tinkering.errors import ArgumentError
 from tinkering.evaluation.batchnorm import norm_scales
 from tinkering.runs import folder
@@ -181,8 +182,9 @@ class _Run:
 
     def begin(self) -> int:
         """Run from the first generation on."""
-        folder.write_json(self._out / folder.CONFIG, self._settings)
-        return self._go(Checkpoint(Progress(), self._start))
+        with self._evaluator() as evaluator:
+            folder.write_json(self._out / folder.CONFIG, self._settings)
+            return self._go(Checkpoint(Progress(), self._start), evaluator)
 
     def resume(self) -> int:
         """Run on from the newest checkpoint."""
@@ -210,9 +212,10 @@ class _Run:
             f"resumed after generation {progress.generation:,}, {progress.seconds:.0f} s",
             soft_wrap=True,
         )
-        return self._go(found)
+        with self._evaluator() as evaluator:
+            return self._go(found, evaluator)
 
-    def _go(self, at: Checkpoint[Any]) -> int:
+    def _go(self, at: Checkpoint[Any], evaluator: Any) -> int:
         self._print_what_runs()
         flags = self._flags
         recorder = Recorder(
@@ -224,14 +227,14 @@ class _Run:
         )
         try:
             with ExitStack() as stack:
-                evaluator, more = self._evaluator(stack)
                 display = stack.enter_context(RunDisplay(self._console, self._limits))
                 callbacks: list[Callable[[Record], None]] = [
-                    *more,
                     recorder.record,
                     display.show,
                     self._warn,
                 ]
+                if isinstance(evaluator, RayEvaluator):
+                    callbacks.insert(0, lambda record: record.update(evaluator.exchange()))
                 if self._events is not None:
                     callbacks.append(stack.enter_context(self._events).write)
                 outcome = evolve(
@@ -244,6 +247,9 @@ class _Run:
                     recorder.keep,
                 )
             recorder.finish()
+            if isinstance(evaluator, RayEvaluator):
+                said = workers.summary(evaluator.exchange(), evaluator.lost)
+                self._console.print(said, soft_wrap=True)
             return self._conclude(outcome)
         except BaseException:
             self._console.print(hint(self._out), soft_wrap=True)
@@ -251,27 +257,16 @@ class _Run:
         finally:
             recorder.close()
 
-    def _evaluator(self, stack: ExitStack) -> tuple[Any, list[Callable[[Record], None]]]:
-        """Return who evaluates, and what adds to a record what that took."""
+    @contextmanager
+    def _evaluator(self) -> Iterator[Any]:
+        """Give who evaluates: this process, or workers."""
         if not workers.are_asked_for(self._flags):
-            return self._task, []
+            yield self._task
+            return
         self._console.print("starting workers ...", soft_wrap=True)
-        evaluator = stack.enter_context(
-            workers.evaluator(
-                self._flags,
-                self._settings["network"],
-                self._settings["data_sha256"],
-                self._task,
-                self._say,
-            )
-        )
-
-        def say_what_it_took() -> None:
-            said = workers.summary(evaluator.exchange(), evaluator.lost)
-            self._console.print(said, soft_wrap=True)
-
-        stack.callback(say_what_it_took)
-        return evaluator, [lambda record: record.update(evaluator.exchange())]
+        shape, sha256 = self._settings["network"], self._settings["data_sha256"]
+        with workers.evaluator(self._flags, shape, sha256, self._task, self._say) as evaluator:
+            yield evaluator
 
     def _conclude(self, outcome: Outcome[Any]) -> int:
         centre = self._strategy.centre(outcome.state)

@@ -6,12 +6,16 @@ import importlib
 import logging
 import os
 import secrets
+import socket
+import sys
 from typing import Any
 
 from tinkering.errors import ArgumentError, ClusterError
 
 _STORE = 256 << 20
 """Bytes of shared memory for objects: a centre or two, and results that are numbers."""
+
+_TOKEN = "If it asks for a token, RAY_AUTH_MODE=token is needed here as well."
 
 
 def import_ray() -> Any:
@@ -52,7 +56,7 @@ def connect(address: str | None, cpus: int, gpus: float) -> bool:
         ArgumentError: (a ``ValueError``) Ray is not installed.
         ClusterError: there is no cluster at this address, or none can be started.
     """
-    if address is None:
+    if address is None and "ray" not in sys.modules:
         _keep_to_this_machine()
     ray = import_ray()
     if ray.is_initialized():
@@ -69,11 +73,22 @@ def connect(address: str | None, cpus: int, gpus: float) -> bool:
                 **common,
             )
         else:
+            _knock(address)
             ray.init(address, **common)
-    except (ConnectionError, RuntimeError, ValueError, OSError) as error:
-        where = "a Ray cluster that starts here" if address is None else f"a cluster at {address}"
-        raise ClusterError(where, str(error).strip().splitlines()[0]) from error
+    except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
+        reason = str(error).strip().splitlines()[0].rstrip(".")
+        if address is None:
+            raise ClusterError("a cluster that starts here", f"none: {reason}") from error
+        asks = "" if os.environ.get("RAY_AUTH_MODE") == "token" else _TOKEN
+        raise ClusterError(f"a cluster at {address}", f"none: {reason}", asks) from error
     return True
+
+
+def _knock(address: str) -> None:
+    """Raise ``OSError`` where nobody listens, which Ray would find out in many minutes."""
+    host, _, port = address.rpartition(":")
+    if port.isdecimal() and "/" not in host:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10.0).close()
 
 
 def _keep_to_this_machine() -> None:

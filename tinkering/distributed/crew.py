@@ -62,8 +62,8 @@ class Event:
 
     seat: Seat
     work: Any
-    result: bytes | None
-    """None: the worker is lost, and another one starts in its place."""
+    result: bytes | Exception | None
+    """Or what the task raised. None: the worker is lost, and another one starts in its place."""
 
 
 class Crew:
@@ -132,7 +132,7 @@ class Crew:
 
         Raises:
             ClusterError: no worker can be started.
-            Exception: what a worker's task raised.
+            Exception: what making a worker's task raised.
         """
         waiting = {seat.waits_for: seat for seat in self._seats if seat.waits_for is not None}
         if not waiting:
@@ -169,7 +169,10 @@ class Crew:
             result = self._ray.get(seat.waits_for)
         except errors.RayTaskError as error:
             if not isinstance(error.cause, errors.RayError):
-                raise error.cause from error
+                if seat.identity is None:
+                    raise error.cause from error
+                seat.waits_for = None
+                return Event(seat, seat.work, error.cause)
             return self._lose(seat)
         except errors.RayError as error:
             if seat.identity is None:
@@ -197,7 +200,7 @@ class Crew:
         if self._failed_starts >= _MOST_FAILED_STARTS:
             raise ClusterError(
                 "a worker that starts",
-                f"{self._failed_starts} that ended while they did; the last: {error}",
+                f"{self._failed_starts} that ended while they did. The last: {error}",
             ) from error
 
     def _watch_start(self, now: float) -> None:

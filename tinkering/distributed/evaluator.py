@@ -105,11 +105,11 @@ class RayEvaluator:
             raise ArgumentError("gpus_per_worker", needed, gpus_per_worker)
         if not 0 < timeout < float("inf"):
             raise ArgumentError("timeout", "a finite number of seconds above 0", timeout)
+        self._task = divisible(make_task() if here is None else here)
         cpus = (workers or max(1, (os.cpu_count() or 1) // threads)) * threads
         self._connected = connect(address, cpus, cpus // threads * gpus_per_worker)
         self._ray = import_ray()
         self._workers = workers or max(1, int(cpus_of_cluster() // threads))
-        self._task = divisible(make_task() if here is None else here)
         given = Resources(threads, gpus_per_worker, timeout)
         self._crew = Crew(make_task, self._workers, given, say or _nobody)
         self._exchange: Exchange | None = None
@@ -155,7 +155,8 @@ class RayEvaluator:
                 if part is not None:
                     self._crew.give(seat, (round_, part), [reference], generation, parts[part])
             for event in self._crew.events(_TICK):
-                self._note(event.seat.number, event.work, event.result)
+                if event.work is not None and event.work[0] is round_:  # not an earlier one's
+                    self._note(round_, event.work[1], event.seat.number, event.result)
         results = round_.results()
         self._exchange = Exchange(
             workers=len(self._crew.started),
@@ -184,18 +185,19 @@ class RayEvaluator:
         """Return what the latest generation took besides evaluating, by name."""
         return {} if self._exchange is None else asdict(self._exchange)
 
-    def _note(self, worker: int, work: Any, result: bytes | None) -> None:
-        """Tell a round what became of a part. It may be that of an earlier generation."""
-        if work is None:  # lost while it started
-            return
-        round_, part = work
+    def _note(
+        self, round_: Round[bytes], part: int, worker: int, result: bytes | Exception | None
+    ) -> None:
+        """Tell a round what became of a part."""
+        if isinstance(result, Exception):
+            raise result
         if result is not None:
             round_.returned(worker, part, result, time.monotonic())
         elif round_.lost(worker) >= _MOST_LOSSES and not round_.complete:
             raise ClusterError(
                 "workers that survive",
-                f"{_MOST_LOSSES} lost over the same part of a generation. Do they run out of "
-                "memory? Ray's logs on their nodes say why they ended",
+                f"{_MOST_LOSSES} lost over the same part of a generation",
+                "Do they run out of memory? Ray's logs on their nodes say why they ended.",
             )
 
 
