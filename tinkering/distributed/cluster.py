@@ -50,11 +50,12 @@ def connect(address: str | None, cpus: int, gpus: float) -> bool:
     Args:
         address: of a cluster, ``"auto"`` for the one on this machine; None to start one.
         cpus: processors of a cluster that is started, whether or not there are as many.
-        gpus: GPUs of a cluster that is started.
+        gpus: that a worker needs; a cluster that is started has this machine's.
 
     Raises:
         ArgumentError: (a ``ValueError``) Ray is not installed.
-        ClusterError: there is no cluster at this address, or none can be started.
+        ClusterError: there is no cluster at this address, or none can be started; or this
+            machine has not the GPUs.
     """
     if address is None and "ray" not in sys.modules:
         _keep_to_this_machine()
@@ -67,7 +68,7 @@ def connect(address: str | None, cpus: int, gpus: float) -> bool:
             ray.init(
                 "local",
                 num_cpus=cpus,
-                num_gpus=gpus,
+                num_gpus=None if gpus else 0,
                 include_dashboard=False,
                 object_store_memory=_STORE,
                 **common,
@@ -81,6 +82,10 @@ def connect(address: str | None, cpus: int, gpus: float) -> bool:
             raise ClusterError("a cluster that starts here", f"none: {reason}") from error
         asks = "" if os.environ.get("RAY_AUTH_MODE") == "token" else _TOKEN
         raise ClusterError(f"a cluster at {address}", f"none: {reason}", asks) from error
+    if address is None and gpus > amount("GPU"):
+        found = resources()
+        ray.shutdown()
+        raise ClusterError(f"a machine with {gpus:g} GPUs for a worker", found)
     return True
 
 
@@ -110,6 +115,6 @@ def resources() -> str:
     )
 
 
-def cpus_of_cluster() -> float:
-    """Return the CPUs of the cluster, whether they are free or not."""
-    return float(import_ray().cluster_resources().get("CPU", 0))
+def amount(kind: str) -> float:
+    """Return how many ``"CPU"`` or ``"GPU"`` the cluster has, whether they are free or not."""
+    return float(import_ray().cluster_resources().get(kind, 0))

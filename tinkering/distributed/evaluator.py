@@ -19,7 +19,7 @@ from typing import Any
 
 from torch import Tensor
 
-from tinkering.distributed.cluster import connect, cpus_of_cluster, import_ray
+from tinkering.distributed.cluster import amount, connect, import_ray
 from tinkering.distributed.crew import Crew, Resources, Say
 from tinkering.distributed.division import Task, divisible
 from tinkering.distributed.round import Round
@@ -107,9 +107,9 @@ class RayEvaluator:
             raise ArgumentError("timeout", "a finite number of seconds above 0", timeout)
         self._task = divisible(make_task() if here is None else here)
         cpus = (workers or max(1, (os.cpu_count() or 1) // threads)) * threads
-        self._connected = connect(address, cpus, cpus // threads * gpus_per_worker)
+        self._connected = connect(address, cpus, gpus_per_worker)
         self._ray = import_ray()
-        self._workers = workers or max(1, int(cpus_of_cluster() // threads))
+        self._workers = workers or max(1, int(amount("CPU") // threads))
         given = Resources(threads, gpus_per_worker, timeout)
         self._crew = Crew(make_task, self._workers, given, say or _nobody)
         self._exchange: Exchange | None = None
