@@ -71,3 +71,16 @@ def test_importing_the_room_is_light_and_drawing_leaves_pyplot_alone(tmp_path):
     assert at_first.isdisjoint({"matplotlib", "pooch", "requests", "ray"})
     assert "matplotlib.figure" in at_last
     assert "matplotlib.pyplot" not in at_last
+
+
+class TestChecksum:
+    SHA256 = load("mnist5k").sha256()
+
+    def test_the_right_one_changes_nothing(self):
+        assert load("mnist5k", sha256=self.SHA256).sha256() == self.SHA256
+
+    def test_another_one_is_refused(self):
+        with pytest.raises(ArgumentError) as caught:
+            load("mnist5k", sha256="0" * 64)
+        needed = f"images of mnist5k with SHA-256 {'0' * 64}"
+        assert str(caught.value) == f"sha256: needed {needed}, got {self.SHA256}."

@@ -64,21 +64,30 @@ def listing() -> tuple[Listing, ...]:
     return tuple(rows)
 
 
-def load(name: str = DEFAULT) -> Dataset:
+def load(name: str = DEFAULT, sha256: str | None = None) -> Dataset:
     """Return a data set. Nothing is downloaded here; that is what `get` is for.
 
     Args:
         name: one of `names`, or ``idx:FOLDER`` for a folder of IDX files, or
             ``idx:FOLDER#SPLIT`` where it holds several data sets.
+        sha256: what `Dataset.sha256` returned elsewhere, where it has to be the same images.
 
     Raises:
-        ArgumentError: (a ``ValueError``) there is no data set of this name.
+        ArgumentError: (a ``ValueError``) there is no data set of this name, or it holds other
+            images than were asked for.
         DataError: its files are missing or cannot be used.
 
     Example:
         >>> load("mnist5k").train.images().shape
         torch.Size([4000, 1, 28, 28])
     """
+    dataset = _loaded(name)
+    if sha256 is not None and (found := dataset.sha256()) != sha256:
+        raise ArgumentError("sha256", f"images of {name} with SHA-256 {sha256}", found)
+    return dataset
+
+
+def _loaded(name: str) -> Dataset:
     if name.startswith(PREFIX):
         return load_folder(name)
     _check(name)

@@ -169,11 +169,10 @@ class Crew:
             result = self._ray.get(seat.waits_for)
         except errors.RayTaskError as error:
             if not isinstance(error.cause, errors.RayError):
-                if seat.identity is None:
-                    raise error.cause from error
-                seat.waits_for = None
-                return Event(seat, seat.work, error.cause)
+                return self._raised(seat, error.cause)
             return self._lose(seat)
+        except errors.UnserializableException as error:  # what it raised stands in the text alone
+            return self._raised(seat, error)
         except errors.RayError as error:
             if seat.identity is None:
                 self._count_failed_start(error)
@@ -183,6 +182,12 @@ class Crew:
             return Event(seat, seat.work, result)
         seat.identity, self._failed_starts = result, 0
         return None
+
+    def _raised(self, seat: Seat, error: Exception) -> Event:
+        if seat.identity is None:
+            raise error
+        seat.waits_for = None
+        return Event(seat, seat.work, error)
 
     def _lose(self, seat: Seat) -> Event:
         """Start a worker in the place of one."""
