@@ -169,6 +169,7 @@ class Crew:
             result = self._ray.get(seat.waits_for)
         except errors.RayTaskError as error:
             if not isinstance(error.cause, errors.RayError):
+                error.cause.__cause__ = error  # with its traceback
                 return self._raised(seat, error.cause)
             return self._lose(seat)
         except errors.UnserializableException as error:  # what it raised stands in the text alone

@@ -1,0 +1,105 @@
+"""How a task without parts of its own is divided."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tinkering.distributed.division import Divisible, divisible
+from tinkering.errors import ArgumentError
+
+
+class Half:
+    """Half of each number."""
+
+    def fitness(self, population, generation):
+        return torch.tensor([number / 2 + generation for number in population])
+
+    def images(self, population):
+        return 3 * len(population)
+
+    def measure(self, params):
+        return {"test_loss": float(len(params))}
+
+
+class InOneGo(Half):
+    """A task with a part of its own."""
+
+    def parts(self, population, count):
+        del count
+        return [slice(0, len(population))]
+
+    def part(self, population, generation, part):
+        return 2 * self.fitness(population[part], generation)
+
+    def merged(self, population, results):
+        del population
+        return results[0]
+
+
+class Wrong(Half):
+    def __init__(self, came):
+        self.came = came
+
+    def fitness(self, population, generation):
+        del population, generation
+        return self.came
+
+
+@given(members=st.integers(0, 300), count=st.integers(1, 40))
+def test_slices_cover_all_members_and_pairs_stay_whole(members, count):
+    parts = divisible(Half()).parts(range(members), count)
+    assert [i for part in parts for i in range(members)[part]] == [*range(members)]
+    assert all(part.step is None and 0 <= part.start < part.stop <= members for part in parts)
+    sizes = [part.stop - part.start for part in parts]
+    assert all(size % 2 == 0 for size in sizes[:-1])
+    assert len({*sizes[:-1]}) <= 1
+    assert sizes[-1:] <= sizes[:1]
+    assert len(parts) <= count
+    assert len(parts) > count / 2 or 2 in sizes[:1] or members <= 2
+
+
+def test_about_as_many_parts_as_were_asked_for():
+    for members, count, expected in ((64, 8, 8), (64, 7, 7), (16, 100, 8), (5, 1, 1), (1, 4, 1)):
+        assert len(divisible(Half()).parts(range(members), count)) == expected
+
+
+def test_the_parts_together_are_the_whole():
+    task, population = divisible(Half()), range(11)
+    parts = task.parts(population, 3)
+    assert len(parts) == 3
+    merged = task.merged(population, [task.part(population, 4, part) for part in parts])
+    assert torch.equal(merged, Half().fitness(population, 4))
+    assert torch.equal(task.fitness(population, 4), merged)
+
+
+def test_what_is_not_divided_is_the_tasks():
+    task = divisible(Half())
+    assert task.images(range(5)) == 15
+    assert task.measure({"a": torch.ones(1)}) == {"test_loss": 1.0}
+
+
+def test_a_task_with_parts_of_its_own_is_used_as_it_is():
+    task = InOneGo()
+    assert divisible(task) is task
+    assert isinstance(task, Divisible)
+    assert not isinstance(Half(), Divisible)
+
+
+@pytest.mark.parametrize(
+    ("came", "said"),
+    [
+        (torch.tensor(1.0), "[]"),
+        (torch.ones(3), "[3]"),
+        (torch.ones(4, 1), "[4, 1]"),
+        ([1.0, 2.0, 3.0, 4.0], "list"),
+        (None, "NoneType"),
+    ],
+)
+def test_a_fitness_that_is_not_one_number_a_member(came, said):
+    with pytest.raises(ArgumentError) as caught:
+        divisible(Wrong(came)).part(range(10), 0, slice(2, 6))
+    assert str(caught.value) == (
+        "make_task: needed a task whose fitness is a tensor of shape [4] for 4 members, "
+        f"got {said}. A task that returns anything else needs parts, part and merged of its own."
+    )
