@@ -100,6 +100,7 @@ class TestStarted:
             "import os, ray\n"
             "from tinkering.distributed.cluster import connect\n"
             "ray.init = lambda *_, **__: None\n"
+            "ray.cluster_resources = dict\n"
             "print(connect(None, 1, 0.0), 'RAY_AUTH_MODE' in os.environ)\n"
         )
         assert elsewhere(source) == "True False\n"
