@@ -305,7 +305,7 @@ class TestRefused:
         said, cpus = [], int(cluster.cluster_resources()["CPU"])
         with pytest.raises(ClusterError) as caught:
             RayEvaluator(tasks.Everything, 1, threads=cpus + 1, say=said.append)
-        needs = rf"Each needs {cpus + 1} CPUs; there are {cpus} CPUs, \d+ of them free"
+        needs = rf"Each needs CPU {cpus + 1}; the cluster has CPU {cpus} \(\d+ free\)"
         assert len(said) == 1
         assert re.fullmatch(f"no worker has started yet. {needs}", said[0])
         got = rf"Ray: needed a worker that starts, got none for \d s. {needs}."
@@ -316,7 +316,7 @@ class TestRefused:
         monkeypatch.setattr(crew, "_MOST_FAILED_STARTS", 2)
         with pytest.raises(ClusterError) as caught:
             RayEvaluator(tasks.make_never, 1, here=tasks.Everything())
-        said = "Ray: needed a worker that starts, got 2 that ended while they did. The last: "
+        said = "Ray: needed a worker that starts, got 2 that ended while they did. The last one: "
         assert str(caught.value).startswith(said)
 
 

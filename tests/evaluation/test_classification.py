@@ -336,6 +336,19 @@ class TestParts:
         assert [len(population[part]) for part in parts] == expected
         assert [i for part in parts for i in range(size)[part]] == list(range(size))
 
+    @pytest.mark.parametrize("memory", [4 << 20, 8 << 20])
+    @pytest.mark.parametrize("group", [2, 8])
+    def test_come_to_the_bits_of_the_whole_where_memory_is_short(self, monkeypatch, memory, group):
+        monkeypatch.undo()  # tiles of their own size, but for the memory
+        torch.set_num_threads(1)
+        task = Classification(self.MODEL, DIGITS, group=group, memory=memory)
+        population = PerturbedPopulation(self.MODEL, 256, 0.1)
+        whole = task.fitness(population, 0)
+        parts = task.parts(population, 4)
+        assert len(parts) == 4
+        results = [task.part(population, 0, part) for part in parts]
+        assert torch.equal(task.merged(population, results), whole)
+
     @pytest.mark.parametrize("threads", [1, 2])
     @pytest.mark.parametrize(("group", "batch"), [(2, 1), (3, 1), (6, 3), (None, 5)], ids=str)
     @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)

@@ -80,13 +80,13 @@ def evaluator(
         task: of this process.
         say: tells the user something.
     """
-    name = flags["data"]
+    name, threads = flags["data"], flags["threads_per_worker"]
     if name.startswith(PREFIX):  # workers may stand elsewhere
         name = f"{PREFIX}{Path(name.removeprefix(PREFIX)).absolute()}"
     return RayEvaluator(
         MakeTask({**flags, "data": name}, shape, sha256),
         flags["workers"],
-        flags["threads_per_worker"] or _share(flags),
+        _share(flags) if threads is None else threads,
         gpus_per_worker=flags["gpus_per_worker"],
         address=flags["ray_address"],
         timeout=flags["worker_timeout"],
@@ -97,8 +97,8 @@ def evaluator(
 
 def _share(flags: Mapping[str, Any]) -> int:
     """Return each worker's threads: its share of this machine's, or one of another's."""
-    here = flags["ray_address"] is None and flags["workers"] is not None
-    return max(1, flags["threads"] // flags["workers"]) if here else 1
+    here = flags["ray_address"] is None
+    return max(1, flags["threads"] // max(1, flags["workers"])) if here else 1
 
 
 def summary(exchange: Mapping[str, int], lost: int) -> str:

@@ -43,6 +43,8 @@ def import_ray() -> Any:
 def connect(address: str | None, cpus: int, gpus: float) -> bool:
     """Connect to a cluster, or start one on this machine, and return whether that was needed.
 
+    Where this process is connected already, it stays so, whatever the address.
+
     What is started has no dashboard, listens on 127.0.0.1 only, and lets in who has a token that
     is made for it. (Where Ray was imported before, it is too late for the latter two, and what
     the user or Ray decides holds.)
@@ -78,10 +80,10 @@ def connect(address: str | None, cpus: int, gpus: float) -> bool:
             ray.init(address, **common)
     except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
         reason = str(error).strip().splitlines()[0].rstrip(".")
-        if address is None:
-            raise ClusterError("a cluster that starts here", f"none: {reason}") from error
-        asks = "" if os.environ.get("RAY_AUTH_MODE") == "token" else _TOKEN
-        raise ClusterError(f"a cluster at {address}", f"none: {reason}", asks) from error
+        needed = "a cluster that starts here" if address is None else f"a cluster at {address}"
+        refused = address is not None and not isinstance(error, ConnectionRefusedError)
+        asks = _TOKEN if refused and os.environ.get("RAY_AUTH_MODE") != "token" else ""
+        raise ClusterError(needed, f"none: {reason}", asks) from error
     if address is None and gpus > amount("GPU"):
         found = resources()
         ray.shutdown()
@@ -109,7 +111,7 @@ def resources() -> str:
     ray = import_ray()
     has, free = ray.cluster_resources(), ray.available_resources()
     return ", ".join(
-        f"{has.get(name, 0):g} {name}s, {free.get(name, 0):g} of them free"
+        f"{name} {has.get(name, 0):g} ({free.get(name, 0):g} free)"
         for name in ("CPU", "GPU")
         if name in has or name == "CPU"
     )

@@ -81,6 +81,7 @@ class Crew:
     ) -> None:
         self._ray = import_ray()
         self._given, self._say = given, say
+        self._here = Identity.of_this_process()
         self._make_task = self._ray.put(make_task)
         self._actor = self._ray.remote(
             num_cpus=given.threads,
@@ -182,6 +183,8 @@ class Crew:
         if seat.identity is not None:
             return Event(seat, seat.work, result)
         seat.identity, self._failed_starts = result, 0
+        if difference := seat.identity.differs_from(self._here):
+            self._say(f"worker {seat.number} {difference}; last bits may differ")
         return None
 
     def _raised(self, seat: Seat, error: Exception) -> Event:
@@ -204,10 +207,8 @@ class Crew:
     def _count_failed_start(self, error: Exception) -> None:
         self._failed_starts += 1
         if self._failed_starts >= _MOST_FAILED_STARTS:
-            raise ClusterError(
-                "a worker that starts",
-                f"{self._failed_starts} that ended while they did. The last: {error}",
-            ) from error
+            found = f"{self._failed_starts} that ended while they did"
+            raise ClusterError("a worker that starts", found, f"The last one: {error}") from error
 
     def _watch_start(self, now: float) -> None:
         """Say what is waited for while there is no worker at all, and give up in the end."""
@@ -216,12 +217,14 @@ class Crew:
             return
         self._alone_since = now if self._alone_since is None else self._alone_since
         waited = now - self._alone_since
-        needs = f"{self._given.threads} CPUs" + (
-            f" and {self._given.gpus:g} GPUs" if self._given.gpus else ""
-        )
+        needs = f"CPU {self._given.threads}"
+        if self._given.gpus:
+            needs += f", GPU {self._given.gpus:g}"
         if waited > _START_TIMEOUT:
-            found = f"none for {waited:.0f} s. Each needs {needs}; there are {resources()}"
+            found = f"none for {waited:.0f} s. Each needs {needs}; the cluster has {resources()}"
             raise ClusterError("a worker that starts", found)
         if waited > _PATIENCE and not self._told:
             self._told = True
-            self._say(f"no worker has started yet. Each needs {needs}; there are {resources()}")
+            self._say(
+                f"no worker has started yet. Each needs {needs}; the cluster has {resources()}"
+            )

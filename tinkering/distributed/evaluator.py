@@ -13,6 +13,7 @@ import os
 import pickle
 import time
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from types import TracebackType
 from typing import Any
@@ -111,13 +112,13 @@ class RayEvaluator:
         self._ray = import_ray()
         self._workers = workers or max(1, int(amount("CPU") // threads))
         given = Resources(threads, gpus_per_worker, timeout)
-        self._crew = Crew(make_task, self._workers, given, say or _nobody)
         self._exchange: Exchange | None = None
-        try:
+        with ExitStack() as closing:
+            closing.callback(self._disconnect)
+            self._crew = Crew(make_task, self._workers, given, say or _nobody)
+            closing.callback(self._crew.close)
             self._crew.wait_for_one()
-        except BaseException:
-            self.close()
-            raise
+            self._closing = closing.pop_all()
 
     def __enter__(self) -> RayEvaluator:
         return self
@@ -132,10 +133,11 @@ class RayEvaluator:
 
     def close(self) -> None:
         """End the workers, and the cluster where it was started here."""
-        self._crew.close()
+        self._closing.close()
+
+    def _disconnect(self) -> None:
         if self._connected:
             self._ray.shutdown()
-            self._connected = False
 
     def fitness(self, population: Any, generation: int) -> Any:
         """Return what the task's ``fitness`` would.

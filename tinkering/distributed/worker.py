@@ -17,13 +17,35 @@ from tinkering.distributed.division import Divisible, Task, divisible
 
 @dataclass(frozen=True)
 class Identity:
-    """Who a worker is."""
+    """Who a worker is, and what its numbers may depend on."""
 
     process: int
     host: str
     torch: str
-    capability: str
-    """Of its processor, which numbers may depend on."""
+    processor: str
+
+    @classmethod
+    def of_this_process(cls) -> Identity:
+        """Return this process's."""
+        capability = torch.backends.cpu.get_cpu_capability()
+        return cls(os.getpid(), platform.node(), torch.__version__, capability)
+
+    def differs_from(self, other: Identity) -> str:
+        """Return what may change the last bits of its numbers, in words; nothing if nothing.
+
+        Example:
+            >>> here = Identity(1, "a", "2.13.0", "AVX512")
+            >>> Identity(7, "b", "2.13.0", "AVX2").differs_from(here)
+            'on b: processor AVX2 where others have AVX512'
+            >>> Identity(8, "b", "2.13.0", "AVX512").differs_from(here)
+            ''
+        """
+        found = [
+            f"{name} {mine} where others have {theirs}"
+            for name in ("torch", "processor")
+            if (mine := getattr(self, name)) != (theirs := getattr(other, name))
+        ]
+        return f"on {self.host}: {', '.join(found)}" if found else ""
 
 
 class Worker:
@@ -44,12 +66,7 @@ class Worker:
     def begin(self) -> Identity:
         """Make the task. What this raises reaches the driver as it is."""
         self._task = divisible(self._make_task())
-        return Identity(
-            os.getpid(),
-            platform.node(),
-            torch.__version__,
-            torch.backends.cpu.get_cpu_capability(),
-        )
+        return Identity.of_this_process()
 
     def evaluate(self, address: list[Any], generation: int, part: slice) -> bytes:
         """Return the result of a part, as `pickle` writes it.

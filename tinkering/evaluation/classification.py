@@ -89,33 +89,40 @@ class Classification:
         self._model = model
         self._dataset = dataset
         self._seed = seed
-        self._fitness = fitness
+        self._fitness_of = fitness
         self._dtype = dtype
         self._group = group
         self._batch = batch
         self._memory = memory
         self._shifts = Shifts(shift, seed)
+        self._plans: dict[int, Plan] = {}
         self._fixed: dict[str, Tensor] | None = None
         if statistics == "fixed":
             self._fixed = self._calibrated({n: p.detach() for n, p in model.named_parameters()})
 
-    @torch.no_grad()
     def fitness(self, population: PerturbedPopulation, generation: int) -> Tensor:
         """Return the fitness of each member on the generation's images, ``[members]``.
 
         Raises:
             ArgumentError: (a ``ValueError``) the population has no whole groups.
         """
+        return self._fitness(population, generation, None)
+
+    @torch.no_grad()
+    def _fitness(
+        self, population: PerturbedPopulation, generation: int, planned: Plan | None
+    ) -> Tensor:
         x, y = self._images(population, generation)
         return evaluate(
             self._model.eval(),
             population.with_buffers(self._statistics(population, generation)),
             x,
             y,
-            self._fitness,
+            self._fitness_of,
             in_dims=(0, None) if self._group is None else (0, 0),
             dtype=self._dtype,
             memory=self._memory,
+            planned=planned,
         )
 
     def parts(self, population: PerturbedPopulation, count: int) -> list[slice]:
@@ -124,7 +131,7 @@ class Classification:
         They end where the tiles of the whole population do (see `plan`), as a member's fitness
         may depend in its last bits on how many are evaluated beside it.
         """
-        tiles = self.plan(population).tiles
+        tiles = self._plan_of(population).tiles
         unit = math.lcm(tiles.members * tiles.threads, self._group or 1)
         each = max(1, -(-len(population) // (unit * count))) * unit
         starts = range(0, len(population), each)
@@ -132,12 +139,19 @@ class Classification:
 
     def part(self, population: PerturbedPopulation, generation: int, part: slice) -> Tensor:
         """Return the fitness of some members: a member's does not depend on the others'."""
-        return self.fitness(population[part], generation)
+        return self._fitness(population[part], generation, self._plan_of(population))
 
     def merged(self, population: PerturbedPopulation, results: Sequence[Tensor]) -> Tensor:
         """Return what `fitness` would have, from that of its parts in their order."""
         del population
         return torch.cat(list(results))
+
+    def _plan_of(self, population: PerturbedPopulation) -> Plan:
+        """Return the plan of a whole population; it does not depend on the generation."""
+        size = len(population)
+        if size not in self._plans:
+            self._plans[size] = self.plan(population)
+        return self._plans[size]
 
     def plan(self, population: PerturbedPopulation) -> Plan:
         """Return how a population would be evaluated.

@@ -88,6 +88,7 @@ def evaluate(
     norm: Policy = "running",
     randomness: str = "error",
     memory: int | None = None,
+    planned: Plan | None = None,
 ) -> Tensor:
     """Return the fitness of every member, ``[members]``; never holds all logits.
 
@@ -103,6 +104,8 @@ def evaluate(
         norm: as in `forward`.
         randomness: as in `forward`.
         memory: as in `forward`.
+        planned: the plan of a population of which this is a part, so that its members'
+            fitness has the bits that it has there; decided here by default.
 
     Raises:
         ArgumentError: (a ``ValueError``) as in `forward`; or labels that do not fit `x`; or
@@ -117,8 +120,11 @@ def evaluate(
         >>> evaluate(model, population, x, y).shape
         torch.Size([6])
     """
+    if planned is not None:
+        engine = planned.engine
     options = Options(in_dims, dtype, engine, norm, randomness, memory)
-    plan, run, job = _planned(model, population, x, options, keeps_logits=False)
+    made, run, job = _planned(model, population, x, options, keeps_logits=False)
+    tiles = (planned or made).tiles
     labels = y.expand(len(population), -1) if job.shared and y.dim() == 1 else y
     if labels.shape != job.batches.shape[:2]:
         raise ArgumentError(
@@ -126,7 +132,7 @@ def evaluate(
             f"a label for every image of x, {list(x.shape[: 1 if job.shared else 2])}",
             list(y.shape),
         )
-    results = [checked(fitness, logits, labels[members]) for members, logits in run(plan.tiles)]
+    results = [checked(fitness, logits, labels[members]) for members, logits in run(tiles)]
     return torch.cat(results)
 
 
