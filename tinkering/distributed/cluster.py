@@ -81,8 +81,9 @@ def connect(address: str | None, cpus: int, gpus: float) -> bool:
     except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
         reason = str(error).strip().splitlines()[0].rstrip(".")
         needed = "a cluster that starts here" if address is None else f"a cluster at {address}"
-        refused = address is not None and not isinstance(error, ConnectionRefusedError)
-        asks = _TOKEN if refused and os.environ.get("RAY_AUTH_MODE") != "token" else ""
+        # The system's own errors have a number: then there is nobody who could ask.
+        somebody = address is not None and getattr(error, "errno", None) is None
+        asks = _TOKEN if somebody and os.environ.get("RAY_AUTH_MODE") != "token" else ""
         raise ClusterError(needed, f"none: {reason}", asks) from error
     if address is None and gpus > amount("GPU"):
         found = resources()
