@@ -106,6 +106,14 @@ class TestRefused:
         )
         self.test_flags(tmp_path, digits, capsys, ("--workers", "2"), said)
 
+    def test_a_resume_without_a_cluster_leaves_the_run_as_it_was(self, tmp_path, digits, capsys):
+        evolved(digits, tmp_path)
+        before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+        words = ["evolve", "--resume", str(tmp_path), "--generations", "9"]
+        assert main([*words, "--ray-address", "127.0.0.1:1"]) == 2
+        assert "needed a cluster at 127.0.0.1:1" in capsys.readouterr().err
+        assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before
+
     def test_other_images_on_a_worker(self, digits):
         flags = {"data": digits, "validation": 0}
         with pytest.raises(ArgumentError) as caught:

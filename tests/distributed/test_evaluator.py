@@ -217,7 +217,8 @@ class TestLost:
             two.fitness(asking(tasks.die_over_six), 0)
         assert str(caught.value) == (
             "Ray: needed workers that survive, got 2 lost over the same part of a generation. "
-            "Do they run out of memory? Ray's logs on their nodes say why they ended."
+            "Do they run out of memory, or of time (timeout)? Ray's logs on their nodes say why "
+            "they ended."
         )
         assert same_bits(two.fitness(asking(tasks.double), 7), right(7))
 
@@ -307,7 +308,7 @@ class TestRefused:
             RayEvaluator(tasks.Everything, 1, threads=cpus + 1, say=said.append)
         needs = rf"Each needs CPU {cpus + 1}; the cluster has CPU {cpus} \(\d+ free\)"
         assert len(said) == 1
-        assert re.fullmatch(f"no worker has started yet. {needs}", said[0])
+        assert re.fullmatch(f"0 of 1 workers have started. {needs}", said[0])
         got = rf"Ray: needed a worker that starts, got none for \d s. {needs}."
         assert re.fullmatch(got, str(caught.value))
 

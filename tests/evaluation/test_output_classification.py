@@ -238,6 +238,20 @@ class TestParts:
         assert all(torch.equal(together.ascent[n], v) for n, v in whole.ascent.items())
         assert together.forwards == pytest.approx(whole.forwards)
 
+    @pytest.mark.parametrize("memory", [3_500_000, 4_500_000])
+    def test_come_to_the_bits_of_the_whole_where_memory_is_short(self, memory):
+        before = torch.get_num_threads()
+        torch.set_num_threads(1)
+        task = OutputClassification(MODEL, DIGITS, images=self.IMAGES, memory=memory)
+        population = population_of(make_model(1), members=8)
+        whole, parts = task.plan(population), task.parts(population, 3)
+        assert whole.images < 16  # less than it would take
+        results = [task.part(population, 0, part) for part in parts]
+        together, expected = task.merged(population, results), task.fitness(population, 0)
+        torch.set_num_threads(before)
+        assert torch.equal(together.fitness, expected.fitness)
+        assert all(torch.equal(together.ascent[n], v) for n, v in expected.ascent.items())
+
     def test_readings_of_a_part_are_those_of_the_whole(self):
         task = OutputClassification(MODEL, DIGITS, images=self.IMAGES, fitness=accuracy)
         population = replace(population_of(make_model(1)), blur=0.5, readings=4)

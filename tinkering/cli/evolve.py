@@ -118,7 +118,8 @@ class Evolve:
     if_disk_full: Literal["end", "go-on"] = "end"
     """What to do when nothing can be written: end the run, or go on and hope for room."""
     memory: Annotated[int | None, tyro.conf.arg(metavar="BYTES")] = None
-    """Bytes that an evaluation may take; half of what is free at the start by default."""
+    """Bytes that an evaluation may take; half of what is free at the start by default. Workers on
+    this machine share it."""
     workers: Annotated[int | None, tyro.conf.arg(metavar="NUMBER")] = None
     """Processes that evaluate, in place of this one; needs tinkering[ray]. With --threads 1 the
     run's numbers are the same for any number of them."""
@@ -194,12 +195,17 @@ class _Run:
             self._say(f"{difference} since the run was begun; it may not end in the same bits")
         if before.get("plan") != self._settings["plan"]:
             self._say("it is evaluated in other portions than before; see plan in config.json")
-        self._checkpoints.tidy()
         found = self._checkpoints.newest(self._say) or Checkpoint(Progress(), self._start)
-        progress = found.progress
         last = _LAST if self._flags["report"] else (PREDICTIONS,)
         if all((self._out / name).exists() for name in last):
-            resume.require_something_left(self._limits, progress)
+            resume.require_something_left(self._limits, found.progress)
+        with self._evaluator() as evaluator:  # before the folder is touched
+            self._rewind(before, found.progress)
+            return self._go(found, evaluator)
+
+    def _rewind(self, before: dict[str, Any], progress: Progress) -> None:
+        """Have the folder hold what it held when the run stood there."""
+        self._checkpoints.tidy()
         for name in (*_LAST, folder.SUMMARY):  # of where it stood before
             (self._out / name).unlink(missing_ok=True)
         lines = folder.trim_metrics(self._out / folder.METRICS, progress.generation)
@@ -212,8 +218,6 @@ class _Run:
             f"resumed after generation {progress.generation:,}, {progress.seconds:.0f} s",
             soft_wrap=True,
         )
-        with self._evaluator() as evaluator:
-            return self._go(found, evaluator)
 
     def _go(self, at: Checkpoint[Any], evaluator: Any) -> int:
         self._print_what_runs()
@@ -247,7 +251,7 @@ class _Run:
                     recorder.keep,
                 )
             recorder.finish()
-            if isinstance(evaluator, RayEvaluator):
+            if isinstance(evaluator, RayEvaluator) and evaluator.exchange():
                 said = workers.summary(evaluator.exchange(), evaluator.lost)
                 self._console.print(said, soft_wrap=True)
             return self._conclude(outcome)

@@ -6,8 +6,18 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
-_ONLY_ITS_OWN = ("out", "tensorboard", "report", "memory", "ray_address")
-"""Flags that say where a run writes, and change nothing about it."""
+_ONLY_ITS_OWN = (
+    "out",
+    "tensorboard",
+    "report",
+    "memory",
+    "workers",
+    "ray_address",
+    "threads_per_worker",
+    "gpus_per_worker",
+    "worker_timeout",
+)
+"""Flags that say where a run writes and who evaluates, and change nothing about what."""
 
 
 def command(flags: Mapping[str, Any]) -> str:

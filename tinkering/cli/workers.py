@@ -15,7 +15,7 @@ from tinkering.data.folder import PREFIX
 from tinkering.distributed.evaluator import RayEvaluator
 from tinkering.errors import ArgumentError
 
-FLAGS = ("workers", "ray_address", "gpus_per_worker", "threads_per_worker", "worker_timeout")
+FLAGS = ("workers", "ray_address", "threads_per_worker", "gpus_per_worker", "worker_timeout")
 """Flags that say who evaluates, and change nothing about what."""
 
 
@@ -54,13 +54,21 @@ def are_asked_for(flags: Mapping[str, Any]) -> bool:
     """Return whether workers are to evaluate, and not this process.
 
     Raises:
-        ArgumentError: (a ``ValueError``) something is said of workers, and there are none.
+        ArgumentError: (a ``ValueError``) a number is out of range, or something is said of
+            workers, and there are none.
     """
+    threads, gpus, timeout = (flags[name] for name in FLAGS[2:])
+    if threads is not None and threads < 1:
+        raise ArgumentError("threads_per_worker", "an integer of at least 1", threads)
+    if not 0 <= gpus < float("inf"):
+        raise ArgumentError("gpus_per_worker", "a finite number of at least 0", gpus)
+    if not 0 < timeout < float("inf"):
+        raise ArgumentError("worker_timeout", "a finite number of seconds above 0", timeout)
     if flags["workers"] is not None or flags["ray_address"] is not None:
         return True
-    for name in ("gpus_per_worker", "threads_per_worker"):
-        if flags[name]:
-            raise ArgumentError(name, "workers to give it to", flags[name], "Say --workers N.")
+    for name, value in (("gpus_per_worker", gpus), ("threads_per_worker", threads)):
+        if value:
+            raise ArgumentError(name, "workers to give it to", value, "Say --workers N.")
     return False
 
 
@@ -82,9 +90,9 @@ def evaluator(
     """
     name, threads = flags["data"], flags["threads_per_worker"]
     if name.startswith(PREFIX):  # workers may stand elsewhere
-        name = f"{PREFIX}{Path(name.removeprefix(PREFIX)).absolute()}"
+        name = f"{PREFIX}{Path(name.removeprefix(PREFIX)).expanduser().absolute()}"
     return RayEvaluator(
-        MakeTask({**flags, "data": name}, shape, sha256),
+        MakeTask({**flags, "data": name, "memory": _memory(flags)}, shape, sha256),
         flags["workers"],
         _share(flags) if threads is None else threads,
         gpus_per_worker=flags["gpus_per_worker"],
@@ -93,6 +101,12 @@ def evaluator(
         say=say,
         here=task,
     )
+
+
+def _memory(flags: Mapping[str, Any]) -> int:
+    """Return the bytes of a worker: workers on this machine share what the run may take."""
+    here = flags["ray_address"] is None
+    return int(flags["memory"] // max(1, flags["workers"]) if here else flags["memory"])
 
 
 def _share(flags: Mapping[str, Any]) -> int:
@@ -108,8 +122,6 @@ def summary(exchange: Mapping[str, int], lost: int) -> str:
         exchange: of the last generation, see `tinkering.distributed.evaluator.Exchange`.
         lost: workers that were lost in the run.
     """
-    if not exchange:
-        return ""
     return (
         f"{exchange['workers']:,} workers, {lost:,} lost; a generation sends "
         f"{exchange['bytes_sent'] / 1000:,.1f} kB to each node and brings "

@@ -6,8 +6,10 @@ import importlib
 import logging
 import os
 import secrets
+import signal
 import socket
 import sys
+import threading
 from typing import Any
 
 from tinkering.errors import ArgumentError, ClusterError
@@ -65,6 +67,7 @@ def connect(address: str | None, cpus: int, gpus: float) -> bool:
     if ray.is_initialized():
         return False
     common = {"log_to_driver": False, "logging_level": logging.ERROR}
+    terminated = signal.getsignal(signal.SIGTERM)
     try:
         if address is None:
             ray.init(
@@ -79,12 +82,17 @@ def connect(address: str | None, cpus: int, gpus: float) -> bool:
             _knock(address)
             ray.init(address, **common)
     except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
-        reason = str(error).strip().splitlines()[0].rstrip(".")
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
         needed = "a cluster that starts here" if address is None else f"a cluster at {address}"
         # The system's own errors have a number: then there is nobody who could ask.
         somebody = address is not None and getattr(error, "errno", None) is None
         asks = _TOKEN if somebody and os.environ.get("RAY_AUTH_MODE") != "token" else ""
         raise ClusterError(needed, f"none: {reason}", asks) from error
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(
+                signal.SIGTERM, terminated or signal.SIG_DFL
+            )  # Ray puts its own in the place
     if address is None and gpus > amount("GPU"):
         found = resources()
         ray.shutdown()

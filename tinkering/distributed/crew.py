@@ -21,14 +21,16 @@ from tinkering.errors import ClusterError
 Say = Callable[[str], None]
 
 _PATIENCE = 15.0
-"""Seconds without a single worker until the user is told what they wait for."""
+"""Seconds without all workers until the user is told what is waited for."""
 _START_TIMEOUT = 300.0
+"""Seconds without a single worker until the run ends."""
 _MOST_FAILED_STARTS = 5
+"""Workers in a row that may end while they start."""
 
 
 @dataclass(frozen=True)
 class Resources:
-    """What a worker is given.
+    """What a worker is given, and what is expected of it.
 
     Args:
         threads: of PyTorch, and processors that Ray reserves.
@@ -82,6 +84,7 @@ class Crew:
         self._ray = import_ray()
         self._given, self._say = given, say
         self._here = Identity.of_this_process()
+        self._differences: set[str] = set()
         self._make_task = self._ray.put(make_task)
         self._actor = self._ray.remote(
             num_cpus=given.threads,
@@ -92,7 +95,8 @@ class Crew:
         )(Worker)
         self._numbers = count()
         self._failed_starts = 0
-        self._alone_since: float | None = time.monotonic()
+        self._short_since: float | None = None
+        self._alone_since: float | None = None
         self._told = False
         self.lost = 0
         """Workers that were lost so far."""
@@ -183,8 +187,10 @@ class Crew:
         if seat.identity is not None:
             return Event(seat, seat.work, result)
         seat.identity, self._failed_starts = result, 0
-        if difference := seat.identity.differs_from(self._here):
-            self._say(f"worker {seat.number} {difference}; last bits may differ")
+        difference = seat.identity.differs_from(self._here)
+        if difference and difference not in self._differences:
+            self._differences.add(difference)
+            self._say(f"a worker {difference}; last bits may differ")
         return None
 
     def _raised(self, seat: Seat, error: Exception) -> Event:
@@ -201,6 +207,8 @@ class Crew:
         return Event(seat, seat.work, None)
 
     def _end(self, seat: Seat) -> None:
+        if not self._ray.is_initialized():  # Ray would start anew to do it
+            return
         with contextlib.suppress(Exception):  # it may be gone, and so may the cluster
             self._ray.kill(seat.actor)
 
@@ -211,20 +219,20 @@ class Crew:
             raise ClusterError("a worker that starts", found, f"The last one: {error}") from error
 
     def _watch_start(self, now: float) -> None:
-        """Say what is waited for while there is no worker at all, and give up in the end."""
-        if self.started:
-            self._alone_since, self._told = None, False
-            return
-        self._alone_since = now if self._alone_since is None else self._alone_since
-        waited = now - self._alone_since
+        """Say which workers are waited for, and give up where there is none for long."""
+        count, now_short = len(self.started), len(self.started) < len(self._seats)
+        self._alone_since = None if count else self._alone_since or now
+        self._short_since = (self._short_since or now) if now_short else None
+        self._told = self._told and now_short
         needs = f"CPU {self._given.threads}"
         if self._given.gpus:
             needs += f", GPU {self._given.gpus:g}"
-        if waited > _START_TIMEOUT:
-            found = f"none for {waited:.0f} s. Each needs {needs}; the cluster has {resources()}"
-            raise ClusterError("a worker that starts", found)
-        if waited > _PATIENCE and not self._told:
+        if self._alone_since is not None and now - self._alone_since > _START_TIMEOUT:
+            found = f"none for {now - self._alone_since:.0f} s. Each needs {needs}; the cluster has"
+            raise ClusterError("a worker that starts", f"{found} {resources()}")
+        if self._short_since is not None and now - self._short_since > _PATIENCE and not self._told:
             self._told = True
             self._say(
-                f"no worker has started yet. Each needs {needs}; the cluster has {resources()}"
+                f"{count} of {len(self._seats)} workers have started. Each needs {needs}; the "
+                f"cluster has {resources()}"
             )

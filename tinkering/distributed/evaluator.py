@@ -26,7 +26,7 @@ from tinkering.distributed.division import Task, divisible
 from tinkering.distributed.round import Round
 from tinkering.errors import ArgumentError, ClusterError
 
-_PARTS_A_WORKER = 4
+PARTS_A_WORKER = 4
 """Small enough that another worker can take one over, large enough to be worth the way."""
 _TICK = 0.05
 """Seconds between looks at who is slow."""
@@ -64,7 +64,8 @@ class RayEvaluator:
         gpus_per_worker: GPUs that Ray reserves for each; whether the task uses them is its own
             business.
         address: of a Ray cluster, ``"auto"`` for one that runs on this machine already; None
-            to start one here, for as long as this evaluator is open.
+            to start one here, for as long as this evaluator is open. A process that has started
+            one keeps its token, so connect to another cluster from a new process.
         timeout: seconds that one part may take before its worker counts as hung.
         say: tells the user something; by default nobody is told.
         here: the task for what is computed in this process; ``make_task()`` by default.
@@ -108,13 +109,14 @@ class RayEvaluator:
             raise ArgumentError("timeout", "a finite number of seconds above 0", timeout)
         self._task = divisible(make_task() if here is None else here)
         cpus = (workers or max(1, (os.cpu_count() or 1) // threads)) * threads
-        self._connected = connect(address, cpus, gpus_per_worker)
-        self._ray = import_ray()
-        self._workers = workers or max(1, int(amount("CPU") // threads))
         given = Resources(threads, gpus_per_worker, timeout)
         self._exchange: Exchange | None = None
+        self._open = True
         with ExitStack() as closing:
-            closing.callback(self._disconnect)
+            if connect(address, cpus, gpus_per_worker):
+                closing.callback(import_ray().shutdown)
+            self._ray = import_ray()
+            self._workers = workers or _room(threads, gpus_per_worker)
             self._crew = Crew(make_task, self._workers, given, say or _nobody)
             closing.callback(self._crew.close)
             self._crew.wait_for_one()
@@ -133,22 +135,22 @@ class RayEvaluator:
 
     def close(self) -> None:
         """End the workers, and the cluster where it was started here."""
+        self._open = False
         self._closing.close()
-
-    def _disconnect(self) -> None:
-        if self._connected:
-            self._ray.shutdown()
 
     def fitness(self, population: Any, generation: int) -> Any:
         """Return what the task's ``fitness`` would.
 
         Raises:
-            ClusterError: no worker can be started, or a part has cost several.
+            ClusterError: no worker can be started, a part has cost several, or the evaluator was
+                closed.
             Exception: what the task raises.
         """
+        if not self._open:
+            raise ClusterError("an evaluator that is open", "one that was closed")
         message = self._ray.cloudpickle.dumps(population)
         reference = self._ray.put(message)
-        parts = self._task.parts(population, self._workers * _PARTS_A_WORKER)
+        parts = self._task.parts(population, self._workers * PARTS_A_WORKER)
         round_: Round[bytes] = Round(len(parts))
         lost_before = self._crew.lost
         while not round_.complete:
@@ -199,8 +201,15 @@ class RayEvaluator:
             raise ClusterError(
                 "workers that survive",
                 f"{_MOST_LOSSES} lost over the same part of a generation",
-                "Do they run out of memory? Ray's logs on their nodes say why they ended.",
+                "Do they run out of memory, or of time (timeout)? Ray's logs on their nodes say "
+                "why they ended.",
             )
+
+
+def _room(threads: int, gpus: float) -> int:
+    """Return how many workers the cluster has room for, at least one."""
+    room = amount("CPU") // threads
+    return max(1, int(min(room, amount("GPU") // gpus) if gpus else room))
 
 
 def _nobody(what: str) -> None:

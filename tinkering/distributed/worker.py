@@ -36,12 +36,12 @@ class Identity:
         Example:
             >>> here = Identity(1, "a", "2.13.0", "AVX512")
             >>> Identity(7, "b", "2.13.0", "AVX2").differs_from(here)
-            'on b: processor AVX2 where others have AVX512'
+            'on b: processor AVX2 where the driver has AVX512'
             >>> Identity(8, "b", "2.13.0", "AVX512").differs_from(here)
             ''
         """
         found = [
-            f"{name} {mine} where others have {theirs}"
+            f"{name} {mine} where the driver has {theirs}"
             for name in ("torch", "processor")
             if (mine := getattr(self, name)) != (theirs := getattr(other, name))
         ]
@@ -69,7 +69,7 @@ class Worker:
         return Identity.of_this_process()
 
     def evaluate(self, address: list[Any], generation: int, part: slice) -> bytes:
-        """Return the result of a part, as `pickle` writes it.
+        """Return the result of a part, as cloudpickle writes it.
 
         Args:
             address: a list with the reference of the population. In a list it is not fetched
@@ -83,4 +83,6 @@ class Worker:
             self._population = None  # not two at a time
             self._population = pickle.loads(import_ray().get(address[0]))
             self._address = address
-        return pickle.dumps(self._task.part(self._population, generation, part), protocol=5)
+        result = self._task.part(self._population, generation, part)
+        message: bytes = import_ray().cloudpickle.dumps(result)
+        return message

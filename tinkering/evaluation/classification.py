@@ -89,13 +89,13 @@ class Classification:
         self._model = model
         self._dataset = dataset
         self._seed = seed
-        self._fitness_of = fitness
+        self._fitness = fitness
         self._dtype = dtype
         self._group = group
         self._batch = batch
         self._memory = memory
         self._shifts = Shifts(shift, seed)
-        self._plans: dict[int, Plan] = {}
+        self._plans: dict[tuple[object, ...], Plan] = {}
         self._fixed: dict[str, Tensor] | None = None
         if statistics == "fixed":
             self._fixed = self._calibrated({n: p.detach() for n, p in model.named_parameters()})
@@ -106,10 +106,10 @@ class Classification:
         Raises:
             ArgumentError: (a ``ValueError``) the population has no whole groups.
         """
-        return self._fitness(population, generation, None)
+        return self._evaluated(population, generation, None)
 
     @torch.no_grad()
-    def _fitness(
+    def _evaluated(
         self, population: PerturbedPopulation, generation: int, planned: Plan | None
     ) -> Tensor:
         x, y = self._images(population, generation)
@@ -118,7 +118,7 @@ class Classification:
             population.with_buffers(self._statistics(population, generation)),
             x,
             y,
-            self._fitness_of,
+            self._fitness,
             in_dims=(0, None) if self._group is None else (0, 0),
             dtype=self._dtype,
             memory=self._memory,
@@ -139,7 +139,7 @@ class Classification:
 
     def part(self, population: PerturbedPopulation, generation: int, part: slice) -> Tensor:
         """Return the fitness of some members: a member's does not depend on the others'."""
-        return self._fitness(population[part], generation, self._plan_of(population))
+        return self._evaluated(population[part], generation, self._plan_of(population))
 
     def merged(self, population: PerturbedPopulation, results: Sequence[Tensor]) -> Tensor:
         """Return what `fitness` would have, from that of its parts in their order."""
@@ -147,11 +147,12 @@ class Classification:
         return torch.cat(list(results))
 
     def _plan_of(self, population: PerturbedPopulation) -> Plan:
-        """Return the plan of a whole population; it does not depend on the generation."""
-        size = len(population)
-        if size not in self._plans:
-            self._plans[size] = self.plan(population)
-        return self._plans[size]
+        """Return the plan of a whole population, which is that of any generation."""
+        kind, names = population.noise, tuple(population.params)
+        key = (len(population), population.antithetic, kind, names, torch.get_num_threads())
+        if key not in self._plans:
+            self._plans[key] = self.plan(population)
+        return self._plans[key]
 
     def plan(self, population: PerturbedPopulation) -> Plan:
         """Return how a population would be evaluated.

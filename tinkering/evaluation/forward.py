@@ -105,7 +105,8 @@ def evaluate(
         randomness: as in `forward`.
         memory: as in `forward`.
         planned: the plan of a population of which this is a part, so that its members'
-            fitness has the bits that it has there; decided here by default.
+            fitness has the bits that it has there; `engine` and `memory` do not count then.
+            Decided here by default.
 
     Raises:
         ArgumentError: (a ``ValueError``) as in `forward`; or labels that do not fit `x`; or

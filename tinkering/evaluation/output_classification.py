@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, get_num_threads, nn
 
 from tinkering.data import BatchOrder, Dataset, Shifts
 from tinkering.errors import ArgumentError
@@ -73,10 +73,11 @@ class OutputClassification:
         self._memory, self._shifts = memory, Shifts(shift, seed)
         self._order = BatchOrder(len(dataset.train), images, seed)
         self._held_out = Classification(model, dataset, seed)
+        self._plans: dict[tuple[object, ...], OutputPlan] = {}
 
     def fitness(self, population: PerturbedOutputs, generation: int) -> OutputScores:
         """Return what the population was worth on the generation's images."""
-        return self.part(population, generation, slice(0, self._order.batch))
+        return self._evaluated(population, generation, slice(0, self._order.batch), None)
 
     def parts(self, population: PerturbedOutputs, count: int) -> list[slice]:
         """Return the images to evaluate at a time, however many portions were asked for."""
@@ -85,6 +86,18 @@ class OutputClassification:
 
     def part(self, population: PerturbedOutputs, generation: int, part: slice) -> OutputScores:
         """Return what the population was worth on some of the generation's images."""
+        key = (population.members, population.readings, population.blur > 0, get_num_threads())
+        if key not in self._plans:  # tiles are those of the whole, and with them the last bits
+            self._plans[key] = self.plan(population)
+        return self._evaluated(population, generation, part, self._plans[key])
+
+    def _evaluated(
+        self,
+        population: PerturbedOutputs,
+        generation: int,
+        part: slice,
+        planned: OutputPlan | None,
+    ) -> OutputScores:
         order = self._order.order(generation)
         chosen, offsets = order[part], self._shifts.offsets(generation, len(order))[part]
         return evaluate_outputs(
@@ -96,6 +109,7 @@ class OutputClassification:
             self._held_out.buffers(population.params),
             self._dtype,
             self._memory,
+            planned,
         )
 
     def merged(self, population: PerturbedOutputs, results: Sequence[OutputScores]) -> OutputScores:

@@ -67,7 +67,8 @@ def make_output_plan(
     weights = sum(values[name].numel() for name in steps.captured.parameters) * dtype.itemsize
     threads, members = torch.get_num_threads(), population.members
     # Of further readings: the noise, the logits with it, and what the fitness makes of those.
-    peak = one.peak + 4 * (population.readings - 1) * one.output
+    further = population.readings - 1 if population.blur else 0
+    peak = one.peak + 4 * further * one.output
     rows = images_in_cache(one.largest * dtype.itemsize, weights) // members
     rows = max(1, min(rows, math.ceil(images / threads)))
     # Kept to the end: each target's inputs, and how fitness changes with its result.

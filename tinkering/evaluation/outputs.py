@@ -40,6 +40,7 @@ from tinkering.evaluation.threads import map_in_order
 from tinkering.population.perturbed_outputs import PerturbedOutputs
 
 _IMAGES_A_SUM = 16
+"""Few, so that there are parts for several workers; enough for a product of matrices."""
 
 
 @torch.no_grad()
@@ -52,6 +53,7 @@ def evaluate_outputs(
     buffers: Mapping[str, Tensor] | None = None,
     dtype: torch.dtype = torch.float32,
     memory: int | None = None,
+    planned: OutputPlan | None = None,
 ) -> OutputScores:
     """Return the fitness of perturbed outputs, and the way up that it tells for the weights.
 
@@ -65,6 +67,8 @@ def evaluate_outputs(
         buffers: BatchNorm statistics; the model's own by default.
         dtype: of the computation: float32 or bfloat16.
         memory: bytes that it may take; half of what is free by default.
+        planned: the plan for more images, of which these are a part, so that theirs has the same
+            bits; `memory` does not count then. Decided here by default.
 
     Raises:
         ArgumentError: (a ``ValueError``) no image, labels that do not fit `x`, a centre that
@@ -97,7 +101,8 @@ def evaluate_outputs(
     values = steps.captured.values(state | dict(population.params) | dict(buffers or {}))
     targets = find_targets(steps, population.params, values)
     run = _Run(steps, values, targets, population, fitness, dtype)
-    planned = make_output_plan(steps, values, targets, len(x), population, dtype, memory)
+    if planned is None:
+        planned = make_output_plan(steps, values, targets, len(x), population, dtype, memory)
     tiles = [
         [
             slice(at, min(at + planned.images, part.stop))
@@ -259,8 +264,8 @@ class _Run:
     def _blur(self, logits: Tensor, first: int) -> Tensor:
         """Return the noise under which members' logits are read, ``[images, readings, ...]``."""
         population, shape = self._population, logits.shape[1:]
-        if not population.blur:
-            return torch.zeros(()).expand(len(logits), population.readings, *shape)
+        if not population.blur:  # all readings would be the same
+            return torch.zeros(()).expand(len(logits), 1, *shape)
         rows, count = range(first, first + len(logits)), population.readings * shape.numel()
         noise = population.blur * population.stream.normals("logits:readings", rows, count)
         return noise.view(len(logits), population.readings, *shape)
