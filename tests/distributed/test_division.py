@@ -103,3 +103,17 @@ def test_a_fitness_that_is_not_one_number_a_member(came, said):
         "make_task: needed a task whose fitness is a tensor of shape [4] for 4 members, "
         f"got {said}. A task that returns anything else needs parts, part and merged of its own."
     )
+
+
+def test_a_population_that_cannot_be_sliced():
+    class Whole:
+        def fitness(self, population, generation): ...
+
+        def images(self, population): ...
+
+        def measure(self, params): ...
+
+    with pytest.raises(ArgumentError) as caught:
+        divisible(Whole()).parts(object(), 4)
+    needed = "a task with parts of its own, for object"
+    assert str(caught.value) == f"make_task: needed {needed}, got Whole."

@@ -270,6 +270,8 @@ class _Run:
         self._console.print("starting workers ...", soft_wrap=True)
         shape, sha256 = self._settings["network"], self._settings["data_sha256"]
         with workers.evaluator(self._flags, shape, sha256, self._task, self._say) as evaluator:
+            said = f"workers: {evaluator.workers:,}, threads of each: {evaluator.threads}"
+            self._console.print(said, soft_wrap=True)
             yield evaluator
 
     def _conclude(self, outcome: Outcome[Any]) -> int:

@@ -64,7 +64,14 @@ class _ByMembers:
         return self._task.measure(params)
 
     def parts(self, population: Any, count: int) -> list[slice]:
-        """Return about `count` slices of an even number of members, so that pairs stay whole."""
+        """Return about `count` slices of an even number of members, so that pairs stay whole.
+
+        Raises:
+            ArgumentError: (a ``ValueError``) the population has no members to slice.
+        """
+        if not hasattr(population, "__len__"):
+            needed = f"a task with parts of its own, for {type(population).__name__}"
+            raise ArgumentError("make_task", needed, type(self._task).__name__)
         each = max(1, -(-len(population) // (2 * count))) * 2
         starts = range(0, len(population), each)
         return [slice(at, min(at + each, len(population))) for at in starts]

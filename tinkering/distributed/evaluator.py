@@ -112,12 +112,13 @@ class RayEvaluator:
         given = Resources(threads, gpus_per_worker, timeout)
         self._exchange: Exchange | None = None
         self._open = True
+        self.threads = threads
         with ExitStack() as closing:
             if connect(address, cpus, gpus_per_worker):
                 closing.callback(import_ray().shutdown)
             self._ray = import_ray()
-            self._workers = workers or _room(threads, gpus_per_worker)
-            self._crew = Crew(make_task, self._workers, given, say or _nobody)
+            self.workers = workers or _room(threads, gpus_per_worker)
+            self._crew = Crew(make_task, self.workers, given, say or _nobody)
             closing.callback(self._crew.close)
             self._crew.wait_for_one()
             self._closing = closing.pop_all()
@@ -150,7 +151,7 @@ class RayEvaluator:
             raise ClusterError("an evaluator that is open", "one that was closed")
         message = self._ray.cloudpickle.dumps(population)
         reference = self._ray.put(message)
-        parts = self._task.parts(population, self._workers * PARTS_A_WORKER)
+        parts = self._task.parts(population, self.workers * PARTS_A_WORKER)
         round_: Round[bytes] = Round(len(parts))
         lost_before = self._crew.lost
         while not round_.complete:
