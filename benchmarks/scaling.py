@@ -2,6 +2,7 @@
 
     python benchmarks/scaling.py                        # measures, prints, draws; some 10 minutes
     python benchmarks/scaling.py --widths 8 --rounds 3  # a part of it
+    python benchmarks/scaling.py --costs scaling/costs.json  # draws what was measured before
 
 First it times a generation of `--population` members by one process with two threads and by two
 workers of one thread, in turns. Then it measures what a model of a generation needs: seconds a
@@ -43,8 +44,15 @@ def main() -> None:
     flags.add_argument("--population", type=int, default=4096)
     flags.add_argument("--rounds", type=int, default=5)
     flags.add_argument("--out", type=Path, default=Path("scaling"))
+    flags.add_argument("--costs", type=Path, help="of an earlier call, in the place of measuring")
     given = flags.parse_args()
     given.out.mkdir(parents=True, exist_ok=True)
+    if given.costs is not None:
+        costs = [Costs(**each) for each in json.loads(given.costs.read_text())]
+        for each in costs:
+            print(each.table(given.population))
+        print(draw(costs, given.population, given.out / "scale.png"))
+        return
     dispatch = seconds_to_dispatch()
     print(f"the driver takes {1000 * dispatch:.2f} ms a part")
     costs = []
@@ -52,7 +60,12 @@ def main() -> None:
         measured = compare(width, given.population, given.rounds)
         print(measured, flush=True)
         costs.append(fit(width, given.population, dispatch, measured))
-        print(costs[-1].table(given.population, measured), flush=True)
+        two = sum(costs[-1].seconds(given.population, 2).values())
+        print(
+            f"the model says {two:.3f} s for two workers, measured: "
+            f"{measured.workers + measured.update:.3f} s"
+        )
+        print(costs[-1].table(given.population), flush=True)
     (given.out / "costs.json").write_text(json.dumps([asdict(each) for each in costs], indent=1))
     print(draw(costs, given.population, given.out / "scale.png"))
 
@@ -195,6 +208,8 @@ class Costs:
     """Members that cannot be divided: a tile."""
     sharded: bool = False
     """Whether workers sum the update, each its own members'."""
+    relayed: bool = False
+    """Whether nodes hand on the centre, and hand out the parts to their own workers."""
 
     def seconds(self, members: int, workers: int, network: float = NETWORK) -> dict[str, float]:
         """Return what a generation takes, by what it takes it for."""
@@ -206,7 +221,10 @@ class Costs:
         late = math.sqrt(2 * math.log(workers)) if workers > 1 else 0.0
         late *= self.spread * evaluating / math.sqrt(rounds)
         nodes = math.ceil(workers / CPUS_A_NODE)
-        away = nodes if nodes > 1 else 0
+        away, handing = (nodes if nodes > 1 else 0), parts * self.dispatch
+        if self.relayed:
+            away = math.ceil(math.log2(nodes)) if nodes > 1 else 0
+            handing = (nodes + parts / nodes) * self.dispatch
         update = self.update * members
         if self.sharded:  # sums meet in a tree: up and down
             levels = math.ceil(math.log2(workers)) if workers > 1 else 0
@@ -215,7 +233,7 @@ class Costs:
             "evaluation": evaluating,
             "stragglers": late,
             "message": 2 * self.message + away * self.centre / network,
-            "driver": max(0.0, parts * self.dispatch - evaluating) + self.dispatch,
+            "driver": max(0.0, handing - evaluating) + self.dispatch,
             "update": update,
         }
 
@@ -224,25 +242,31 @@ class Costs:
         alone = sum(self.seconds(members, 1).values())
         return alone / sum(self.seconds(members, workers).values())
 
-    def table(self, members: int, measured: Comparison) -> str:
-        """Return what the model says, beside what was measured."""
-        two = sum(self.seconds(members, 2).values())
+    def table(self, members: int) -> str:
+        """Return what the model says of some sizes and designs."""
         lines = [
-            f"the model says {two:.3f} s for two workers, measured: "
-            f"{measured.workers + measured.update:.3f} s",
-            "| workers | members | seconds | speed-up | evaluation | stragglers | message | "
-            "driver | update |",
-            "|---|---|---|---|---|---|---|---|---|",
+            f"width {self.width}",
+            "| design | workers | members | seconds | speed-up | evaluation | stragglers | "
+            "message | driver | update |",
+            "|---|---|---|---|---|---|---|---|---|---|",
         ]
-        for count, workers in ((members, 32), (members, 1000), (16 * members, 1000)):
-            shares = self.seconds(count, workers)
-            whole = sum(shares.values())
-            lines.append(
-                f"| {workers:,} | {count:,} | {whole:.3f} | {self.speed(count, workers):,.0f} | "
-                + " | ".join(f"{100 * share / whole:.0f} %" for share in shares.values())
-                + " |"
-            )
+        for name, design in self.designs().items():
+            for count, workers in ((members, 32), (members, 1000), (16 * members, 1000)):
+                shares = design.seconds(count, workers)
+                whole = sum(shares.values())
+                speed = design.speed(count, workers)
+                lines.append(
+                    f"| {name} | {workers:,} | {count:,} | {whole:.3f} | {speed:,.0f} | "
+                    + " | ".join(f"{100 * share / whole:.0f} %" for share in shares.values())
+                    + " |"
+                )
         return "\n".join(lines)
+
+    def designs(self) -> dict[str, Costs]:
+        """Return this, and what would move its limits."""
+        sharded = replace(self, sharded=True)
+        relayed = replace(sharded, relayed=True)
+        return {"as it is": self, "update sharded": sharded, "and relayed": relayed}
 
 
 def fit(width: int, members: int, dispatch: float, measured: Comparison) -> Costs:
@@ -301,12 +325,10 @@ def draw(costs: list[Costs], members: int, path: Path) -> Path:
 
 
 def curves(costs: Costs, members: int) -> Iterator[tuple[str, str, list[float]]]:
-    sharded = replace(costs, sharded=True)
     for count, colour in ((members, "C0"), (16 * members, "C1")):
-        label = f"{count:,} members"
-        yield label, f"{colour}-", [costs.speed(count, workers) for workers in WORKERS]
-        points = [sharded.speed(count, workers) for workers in WORKERS]
-        yield f"{label}, update sharded", f"{colour}--", points
+        for (name, design), style in zip(costs.designs().items(), ("-", "--", ":"), strict=True):
+            points = [design.speed(count, workers) for workers in WORKERS]
+            yield f"{count:,} members, {name}", f"{colour}{style}", points
 
 
 if __name__ == "__main__":
