@@ -153,6 +153,12 @@ class TestEvolve:
             assert seen["cross-entropy"][name] == value
             assert seen["accuracy"][name] == recipe.accuracy.get(name, value)
 
+    @pytest.mark.parametrize(("width", "step"), [(2, 0.004), (8, 0.004), (16, 0.002), (64, 0.0005)])
+    def test_a_wider_network_takes_smaller_steps(self, width, step):
+        for recipe in RECIPES.values():
+            for fitness in ("cross-entropy", "accuracy"):
+                assert recipe.defaults_for(fitness, width)["learning_rate"] == step
+
     def test_relative_shaping_is_for_fitness_that_is_not_negative(self, digits, tmp_path, capsys):
         words = ["evolve", "--data", digits, *TINY, "--shaping", "relative", "--out", tmp_path]
         assert refused(words, capsys) == (

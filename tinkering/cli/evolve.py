@@ -55,7 +55,8 @@ class Evolve:
     sigma: Annotated[float | None, tyro.conf.arg(metavar="NUMBER")] = None
     """Size of a perturbation: 0.1 of the size of what a layer puts out, or 0.005 on a weight."""
     learning_rate: Annotated[float | None, tyro.conf.arg(metavar="NUMBER")] = None
-    """Adam's step, about the change of a parameter in a generation: 0.004."""
+    """Adam's step, about the change of a parameter in a generation: 0.004, and less by as much as
+    the network is wider than 8."""
     decay: Annotated[float | None, tyro.conf.arg(metavar="NUMBER")] = None
     """Generations until the step begins to shrink, as 1 / sqrt(1 + generation / decay): 200 for
     outputs, 100 for weights."""

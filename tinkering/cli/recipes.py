@@ -26,6 +26,8 @@ FITNESS: Mapping[str, Fitness] = {
     "cross-entropy": negative_cross_entropy,
     "accuracy": accuracy,
 }
+_WIDTH = 8
+"""That the defaults were found with."""
 Settings = Mapping[str, Any]
 """The flags of `tinkering evolve` by name, with no default left open."""
 
@@ -42,9 +44,16 @@ class Recipe:
     members: Callable[[Settings], str]
     """Says what a generation consists of."""
 
-    def defaults_for(self, fitness: str) -> Mapping[str, int | float | str]:
-        """Return the defaults with a fitness of `FITNESS`."""
-        return {**self.defaults, **(self.accuracy if fitness == "accuracy" else {})}
+    def defaults_for(self, fitness: str, width: int) -> Mapping[str, int | float | str]:
+        """Return the defaults with a fitness of `FITNESS`, for a network of this width.
+
+        Adam moves every weight by its step, so what a layer puts out moves in proportion to its
+        inputs, of which a wider network has more: there the step is smaller by as much. See Yang
+        et al. 2021, "Tensor Programs V" (arXiv 2203.03466).
+        """
+        defaults = {**self.defaults, **(self.accuracy if fitness == "accuracy" else {})}
+        step = float(defaults["learning_rate"]) * min(1.0, _WIDTH / max(1, width))
+        return {**defaults, "learning_rate": step}
 
 
 def _groups(settings: Settings) -> int:

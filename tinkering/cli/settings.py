@@ -56,7 +56,7 @@ def resolve(given: Mapping[str, Any], dataset: Dataset) -> dict[str, Any]:
     dtype = str(fastest_dtype()) if given["dtype"] == "auto" else given["dtype"]
     without_limit = given["seconds"] is None and given["generations"] is None
     defaults = {
-        **RECIPES[given["strategy"]].defaults_for(given["fitness"]),
+        **RECIPES[given["strategy"]].defaults_for(given["fitness"], width),
         "memory": default_budget(),
         "seconds": DEFAULT_SECONDS if without_limit else None,
     }
