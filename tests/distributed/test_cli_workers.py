@@ -13,9 +13,9 @@ import pytest
 from commands import TINY, quiet
 from test_cluster import family
 
-from tinkering.cli import main
+from tinkering.cli import main, workers
 from tinkering.cli.workers import MakeTask
-from tinkering.errors import ArgumentError
+from tinkering.errors import ArgumentError, ClusterError
 
 pytestmark = pytest.mark.usefixtures("same_threads")
 # Forty images: three parts.
@@ -51,7 +51,7 @@ class TestSameRun:
     def test_with_workers_as_without(self, cluster, tmp_path, digits, alone):
         assert cluster.is_initialized()
         printed = evolved(digits, tmp_path, "--workers", "2")
-        assert "starting workers ...\n" in printed
+        assert "starting workers ...\nworkers: 2, threads of each: 1\n" in printed
         end = r"\d workers, 0 lost; a generation sends [\d.]+ kB to each node and brings [\d.]+ kB"
         assert re.search(end + " back\n", printed)
         assert summary(tmp_path)["centre_sha256"] == summary(alone)["centre_sha256"]
@@ -106,7 +106,13 @@ class TestRefused:
         )
         self.test_flags(tmp_path, digits, capsys, ("--workers", "2"), said)
 
-    def test_a_resume_without_a_cluster_leaves_the_run_as_it_was(self, tmp_path, digits, capsys):
+    def test_a_resume_without_a_cluster_leaves_the_run_as_it_was(
+        self, tmp_path, digits, capsys, monkeypatch
+    ):
+        def none(*_, **__):
+            raise ClusterError("a cluster at 127.0.0.1:1", "none")
+
+        monkeypatch.setattr(workers, "RayEvaluator", none)
         evolved(digits, tmp_path)
         before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
         words = ["evolve", "--resume", str(tmp_path), "--generations", "9"]

@@ -51,7 +51,7 @@ def workers(evaluator, monkeypatch):
             crew.events(seconds=1.0)
         free = lambda: [seat for seat in crew._seats[:count] if seat.waits_for is None]  # noqa: E731
         monkeypatch.setattr(crew, "free", free)
-        monkeypatch.setattr(evaluator, "_workers", count)
+        monkeypatch.setattr(evaluator, "workers", count)
         return evaluator
 
     return use

@@ -536,10 +536,11 @@ class TestReadings:
     def test_they_count_for_memory(self):
         model, x = cached(perceptron), inputs_for(perceptron, 6)
         needed = [
-            plan_outputs(model, perturbed(model, x, None, readings=readings), x).needed
-            for readings in (1, 10_000)
+            plan_outputs(model, perturbed(model, x, None, blur=blur, readings=readings), x).needed
+            for blur, readings in ((1.0, 1), (1.0, 10_000), (0.0, 10_000))
         ]
         assert needed[1] > needed[0] + 10_000 * 8 * 5 * 4  # members, classes, bytes
+        assert needed[2] == needed[0]  # without noise they are all the same
 
 
 @cache

@@ -190,6 +190,7 @@ def move(cluster, leaving, evaluator, generations):
     going.join()
     fewest = len(evaluator._crew.started)
     coming = cluster.add_node(num_cpus=2)
+    until = time.monotonic() + PATIENCE
     while not workers_on(coming, evaluator) and time.monotonic() < until:
         evaluator._crew.events(0.1)
     while generation < generations:
