@@ -1,7 +1,7 @@
 """How far evolution gets in some minutes, for some seeds: a table, and the curves.
 
     python benchmarks/learning.py --seconds 120 300 --seeds 0 1 2
-    python benchmarks/learning.py --seconds 600 --flags "--fitness accuracy --sigma 1"
+    python benchmarks/learning.py --seconds 600 --flags "--fitness accuracy"
 
 Every run is `tinkering evolve` with these flags and a time limit; the test images are looked at
 for the curve, and nothing is chosen by them. Run it on a machine that does nothing else. The runs

@@ -395,3 +395,17 @@ class TestArguments:
         single = after(strategy, strategy.init(start()), 3)
         for name, p in state.params.items():
             torch.testing.assert_close(p.float(), single.params[name], rtol=1e-4, atol=1e-5)
+
+
+class TestRelative:
+    def test_a_number_below_zero_is_refused(self):
+        with pytest.raises(ArgumentError) as caught:
+            relative_utilities(torch.tensor([[0.5, -0.25]]))
+        needed = 'numbers of at least 0, for shaping "relative"'
+        assert str(caught.value) == f"fitness: needed {needed}, got -0.25."
+
+    @pytest.mark.parametrize("lost", [torch.nan, torch.inf, -torch.inf])
+    def test_what_is_not_finite_counts_as_the_worst_and_is_not_refused(self, lost):
+        worth = relative_utilities(torch.tensor([[lost, 0.25, 0.75]]))
+        assert bool(torch.isfinite(worth).all())
+        assert worth[0, 0] == worth[0].min()

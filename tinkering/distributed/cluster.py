@@ -90,9 +90,8 @@ def connect(address: str | None, cpus: int, gpus: float) -> bool:
         raise ClusterError(needed, f"none: {reason}", asks) from error
     finally:
         if threading.current_thread() is threading.main_thread():
-            signal.signal(
-                signal.SIGTERM, terminated or signal.SIG_DFL
-            )  # Ray puts its own in the place
+            # Ray has put its own in the place.
+            signal.signal(signal.SIGTERM, terminated or signal.SIG_DFL)
     if address is None and gpus > amount("GPU"):
         found = resources()
         ray.shutdown()

@@ -220,10 +220,11 @@ class Crew:
 
     def _watch_start(self, now: float) -> None:
         """Say which workers are waited for, and give up where there is none for long."""
-        count, now_short = len(self.started), len(self.started) < len(self._seats)
-        self._alone_since = None if count else self._alone_since or now
-        self._short_since = (self._short_since or now) if now_short else None
-        self._told = self._told and now_short
+        there = len(self.started)
+        short = there < len(self._seats)
+        self._alone_since = None if there else self._alone_since or now
+        self._short_since = (self._short_since or now) if short else None
+        self._told = self._told and short
         needs = f"CPU {self._given.threads}"
         if self._given.gpus:
             needs += f", GPU {self._given.gpus:g}"
@@ -233,6 +234,6 @@ class Crew:
         if self._short_since is not None and now - self._short_since > _PATIENCE and not self._told:
             self._told = True
             self._say(
-                f"{count} of {len(self._seats)} workers have started. Each needs {needs}; the "
+                f"{there} of {len(self._seats)} workers have started. Each needs {needs}; the "
                 f"cluster has {resources()}"
             )

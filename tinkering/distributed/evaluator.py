@@ -4,7 +4,7 @@ In a generation a worker fetches the population once, which is its centre and so
 is told which part of it to evaluate: noise is drawn again from its seed, and images are the
 worker's own. It answers with a number a member (for perturbed outputs with one estimate as large
 as the centre, too). Results are put together in the order of the members, whoever they came
-from, so the bits are those of a single process with as many threads a process.
+from, so the bits are those of a single process, if each process has one thread.
 """
 
 from __future__ import annotations

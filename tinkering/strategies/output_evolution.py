@@ -205,17 +205,18 @@ def relative_utilities(fitness: Tensor) -> Tensor:
         fitness: ``[images, members]``, at least 0.
 
     Raises:
-        ArgumentError: (a ``ValueError``) a number is below 0.
+        ArgumentError: (a ``ValueError``) a finite number is below 0.
 
     Example:
         >>> relative_utilities(torch.tensor([[1.0, 2.0, 6.0], [0.0, 0.0, 0.0]]))
         tensor([[-1.0000, -0.5000,  1.5000],
                 [ 0.0000,  0.0000,  0.0000]])
     """
-    if bool((fitness < 0).any()):
+    known = fitness.where(torch.isfinite(fitness), 0.0)
+    if bool((known < 0).any()):
         needed = 'numbers of at least 0, for shaping "relative"'
-        raise ArgumentError("fitness", needed, fitness.min().item())
-    mean = fitness.where(torch.isfinite(fitness), 0.0).mean(1, keepdim=True)
+        raise ArgumentError("fitness", needed, known.min().item())
+    mean = known.mean(1, keepdim=True)
     return torch.where(mean > 0, utilities(fitness) / mean, 0.0)
 
 
