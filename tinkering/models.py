@@ -6,8 +6,11 @@ Run this file to see it work: ``python -m tinkering.models``.
 from __future__ import annotations
 
 import sys
+import threading
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Protocol, runtime_checkable
+from weakref import WeakKeyDictionary
 
 import torch
 import torch.nn.functional as F
@@ -242,7 +245,7 @@ def get_parallel_forward_pass_fn(
     def forward_one(params_and_buffers: ParamsAndBuffers, x: Tensor) -> Tensor:
         return functional_forward_core(model, params_and_buffers, x)
 
-    vmapped: Callable[[ParamsAndBuffers, Tensor], Tensor] = vmap(
+    together: Callable[[ParamsAndBuffers, Tensor], Tensor] = vmap(
         forward_one, in_dims=in_dims, randomness="same", chunk_size=chunk_size
     )
 
@@ -250,12 +253,23 @@ def get_parallel_forward_pass_fn(
         # Imported late: the engines stand above this room, and only this function needs them.
         from tinkering.evaluation.parallel import parallel_forward
 
-        fast = None
         if chunk_size is None:
             fast = parallel_forward(model, params_and_buffers, x, in_dims == (0, None))
-        return vmapped(params_and_buffers, x) if fast is None else fast
+            if fast is not None:
+                return fast
+        # A module holds its members' tensors for the time of a call.
+        with _lock_of(model):
+            return together(params_and_buffers, x.clone())
 
     return forward
+
+
+_locks: WeakKeyDictionary[nn.Module, AbstractContextManager[object]] = WeakKeyDictionary()
+
+
+def _lock_of(model: nn.Module) -> AbstractContextManager[object]:
+    """Return what a thread holds while it runs others' tensors through a module."""
+    return _locks.setdefault(model, threading.RLock())
 
 
 @torch.no_grad()

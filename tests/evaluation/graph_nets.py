@@ -191,7 +191,7 @@ FUSES_NOT = {
         Net(lambda m, x: F.relu(m.bn(torch.tanh(m.conv(x)))), conv=conv(), bn=norm()),
         "C tanh NR",
     ),
-    "output in between": (Net(output_in_between, conv=conv()), "C relu"),
+    "output in between": (Net(output_in_between, conv=conv()), "C"),
     "sum that others read": (
         Net(used_again_after_addition, first=conv(), conv=conv(4), last=conv(4)),
         "CR CA CA",
@@ -206,17 +206,17 @@ FUSES_NOT = {
     ),
     "input overwritten in between": (
         Net(in_place_branch, first=conv(), shortcut=conv(4), conv=conv(4)),
-        "C C relu_ CA",
+        "C relu C CA",
     ),
     "residual overwritten in between": (
         Net(residual_overwritten_before_relu, conv=conv(outputs=3)),
-        "tanh CA mul_ relu add",
+        "tanh mul CAR add",
     ),
     "written through a view": (
         Net(written_through_a_view, conv=conv(), last=conv(4)),
-        "C slice slice relu_ C",
+        "C slice slice relu slice slice_scatter slice_scatter C",
     ),
-    "images overwritten": (Net(lambda m, x: m.conv(x.mul_(2)), conv=conv()), "mul_ C"),
+    "images overwritten": (Net(lambda m, x: m.conv(x.mul_(2)), conv=conv()), "mul C"),
     "parts of the channels": (
         Net(shuffled_halves, conv=conv(outputs=8), last=conv(4, 5), other=conv(4, 5)),
         "C chunk getitem getitem C CA",
@@ -227,7 +227,7 @@ FUSES_NOT = {
             first=conv(),
             conv=conv(4),
         ),
-        "C relu C add_ add",
+        "C relu CA add",
     ),
 }
 """Likewise, where something must stay apart."""

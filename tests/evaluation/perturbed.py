@@ -2,7 +2,8 @@
 
 import torch
 
-from tinkering.evaluation.graph import NORM, arguments, program
+from tinkering.evaluation.graph import NORM, arguments
+from tinkering.evaluation.look import program
 from tinkering.noise import Stream
 from tinkering.population.perturbed_outputs import PerturbedOutputs
 from tinkering.strategies.output_evolution import utilities

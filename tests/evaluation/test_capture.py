@@ -10,7 +10,8 @@ from torch import nn
 
 import tinkering
 from tinkering.errors import ArgumentError, UnsupportedLayerError
-from tinkering.evaluation.capture import NotCapturedError, capture, draws_random_numbers
+from tinkering.evaluation.capture import NotCapturedError, capture
+from tinkering.evaluation.look import look, program
 from tinkering.population import PerturbedPopulation
 
 IMAGES = torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
@@ -56,7 +57,6 @@ class TestCoupled:
 
     def test_statistics_of_the_batch_are_seen(self):
         model = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))
-        assert capture(model.train(), IMAGES).coupled
         assert not capture(model.eval(), IMAGES).coupled
         kept = nn.BatchNorm1d(3, track_running_stats=False).eval()
         assert capture(kept, IMAGES).coupled
@@ -64,7 +64,8 @@ class TestCoupled:
     def test_a_norm_in_train_mode_learns_nothing_from_it(self):
         model = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2)).train()
         before = {name: value.clone() for name, value in model.state_dict().items()}
-        capture(model, IMAGES)
+        with pytest.raises(ArgumentError, match=r"which changes '1\.running_mean'"):
+            capture(model, IMAGES)
         assert all(torch.equal(before[name], v) for name, v in model.state_dict().items())
 
     @pytest.mark.parametrize(
@@ -91,7 +92,7 @@ class TestRefused:
         model = Does(lambda m, x: m.linear(x) if x.sum() > 0 else x[:, :2]).eval()
         for _ in range(2):  # the second time it is remembered
             with pytest.raises(NotCapturedError) as caught:
-                capture(model, IMAGES)
+                program(model, IMAGES)
             assert isinstance(caught.value, UnsupportedLayerError)
             start = "Does: its forward is no graph of operations (torch.export cannot capture it: "
             assert str(caught.value).startswith(start)
@@ -105,22 +106,21 @@ class TestRefused:
 
 
 class TestKept:
-    def test_for_the_module_its_modes_and_the_shape_and_dtype_of_an_image(self):
+    def test_for_the_module_as_it_is_and_the_shape_and_dtype_of_an_image(self):
         model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.ReLU()).eval()
         small, large = torch.zeros(2, 1, 5, 5), torch.zeros(2, 1, 6, 6)
-        first = capture(model, small)
-        assert capture(model, torch.ones(7, 1, 5, 5)) is first
-        assert capture(model, large) is not first
-        model[1].train()
-        assert capture(model, small) is not first
-        assert capture(model.eval(), small) is first
+        first = program(model, small)
+        assert program(model, torch.ones(7, 1, 5, 5)) is first
+        assert program(model, large) is not first
+        model[2] = nn.Tanh()
+        assert program(model, small) is not first
         words = nn.Embedding(3, 2)
         kinds = [torch.zeros(2, 3, dtype=dtype) for dtype in (torch.int32, torch.int64)]
-        assert capture(words, kinds[0]) is not capture(words, kinds[1])
+        assert program(words, kinds[0]) is not program(words, kinds[1])
 
     def test_not_for_another_module_and_not_after_its_end(self):
         one, two = nn.Linear(3, 2), nn.Linear(3, 2)
-        assert capture(one, IMAGES) is not capture(two, IMAGES)
+        assert program(one, IMAGES) is not program(two, IMAGES)
         tinkering.forward(one, PerturbedPopulation(one, size=2, sigma=0.1), IMAGES)
         gone = weakref.ref(one)
         del one
@@ -165,7 +165,7 @@ class TestNames:
 
 
 def is_random(model, x=IMAGES):
-    return draws_random_numbers(model, capture(model, x))
+    return look(model, x).random
 
 
 TOKENS = torch.randn(2, 5, 4)
@@ -195,11 +195,18 @@ class TestRandom:
         assert is_random(model.train(), TOKENS) is (dropout > 0)
         assert not is_random(model.eval(), TOKENS)
 
-    def test_where_there_is_no_graph_the_layers_tell(self):
-        model = nn.Sequential(nn.Linear(3, 2), nn.Dropout(0.5))
-        assert draws_random_numbers(model.train(), None)
-        assert not draws_random_numbers(model.eval(), None)
-        assert not draws_random_numbers(nn.Dropout(0.0), None)
+    def test_where_there_is_no_graph(self):
+        def undecided(m, x):
+            return F.dropout(m.linear(x), 0.5, m.training) if x.sum() > -1e9 else x
+
+        for training in (True, False):
+            seen = look(Does(undecided).train(training), IMAGES)
+            assert (seen.program, seen.random) == (None, training)
+
+    def test_a_rectifier_with_a_random_slope_draws_in_train_mode_alone(self):
+        model = nn.Sequential(nn.Linear(3, 2), nn.RReLU())
+        assert is_random(model.train())
+        assert not is_random(model.eval())
 
 
 @pytest.mark.parametrize("forward", [lambda m, x: m.linear(x).cumsum(0), lambda _, x: x.flip(0)])

@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from small_nets import make, resnet
+from small_nets import make, resnet, trusted
 from torch import nn
 
 from tinkering.data import BatchOrder, Shifts, load
@@ -112,6 +112,7 @@ class TestFitness:
         dataset = load("mnist5k").subset(train=60, test=1)
         seen = []
 
+        @trusted
         def remember(logits, labels):
             seen.extend(labels[0::2, 0].tolist())
             return torch.zeros(len(logits))
@@ -140,6 +141,7 @@ class TestFitness:
         population = PerturbedPopulation(model, size=6, sigma=0.1)
         counted = []
 
+        @trusted
         def count(logits, labels):  # noqa: ARG001
             counted.append(logits.shape[0] * logits.shape[1])
             return torch.zeros(len(logits))
@@ -167,6 +169,7 @@ class TestFitness:
         model = make_model()
         seen = []
 
+        @trusted
         def remember(logits, labels):
             seen.append((logits, labels))
             return torch.zeros(len(logits))

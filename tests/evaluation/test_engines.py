@@ -31,9 +31,9 @@ from torch import nn
 
 from tinkering.errors import ArgumentError, UnsupportedLayerError
 from tinkering.evaluation import onednn
-from tinkering.evaluation.capture import capture
 from tinkering.evaluation.engines import ENGINES
 from tinkering.evaluation.forward import forward, plan
+from tinkering.evaluation.look import program
 from tinkering.native import correction
 from tinkering.noise import Dense, LowRank, Separable
 
@@ -136,7 +136,7 @@ class TestWithoutAGraph:
         monkeypatch.setattr(torch.export, "export", counted)
         for _ in range(3):
             with pytest.raises(UnsupportedLayerError, match="cannot capture it"):
-                capture(model, torch.zeros(2, 1, 8, 8))
+                program(model, torch.zeros(2, 1, 8, 8))
         assert len(tries) == 1
 
     def test_in_its_own_dtype(self):

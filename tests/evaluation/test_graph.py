@@ -167,13 +167,6 @@ class TestMemory:
 
 
 class TestModes:
-    def test_a_norm_in_train_mode_stays_by_itself(self):
-        model = nn.Sequential(conv(), norm(), nn.ReLU()).eval()
-        assert steps_of(model) == "CNR"
-        model[1].train()
-        steps = Program(capture(model, images())).steps
-        assert [letters(step) for step in steps if isinstance(step, Fused)] == ["C"]
-
     def test_a_norm_without_statistics_stays_by_itself(self):
         model = nn.Sequential(conv(), norm(track_running_stats=False), nn.ReLU()).eval()
         assert steps_of(model) == "C batch_norm relu"

@@ -42,30 +42,6 @@ def test_stacked_members_in_double():
     assert_close(forward(copy.deepcopy(models[0]).double(), double, x.double()), expected)
 
 
-class Counts(nn.Module):
-    """A forward that writes into a buffer."""
-
-    def __init__(self):
-        super().__init__()
-        self.linear = nn.Linear(4, 2)
-        self.register_buffer("seen", torch.zeros(()))
-
-    def forward(self, x):
-        self.seen.add_(1)
-        return self.linear(x) * self.seen
-
-
-@pytest.mark.parametrize("engine", ["auto", "sequential"])
-def test_buffers_that_a_forward_writes_into_are_not_the_modules(engine):
-    model = Counts().eval()
-    population = PerturbedPopulation(model, size=6, sigma=0.1)
-    x = torch.randn(3, 4)
-    expected = loop(population, x)
-    assert_close(forward(model, population, x, engine=engine), expected)
-    assert_close(forward(model, population, x, engine=engine), expected)
-    assert model.seen == 0
-
-
 @pytest.mark.parametrize("engine", ["factored", "sequential"])
 def test_a_head_of_zeros_hides_no_coupling(engine):
     """The module's own result is the same for all images; its members' are not."""

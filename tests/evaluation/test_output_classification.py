@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
+from small_nets import trusted
 from torch import nn
 
 from tinkering.data import BatchOrder, Shifts, load
@@ -98,6 +99,7 @@ class TestFitness:
     def test_labels_are_those_of_the_order(self):
         seen = []
 
+        @trusted
         def remember(logits, labels):
             seen.extend(labels[::3, 0].tolist())
             return logits[:, 0, 0]

@@ -9,7 +9,7 @@ from small_nets import Shared, inputs_for, made, perceptron, resnet
 from torch import nn
 
 from tinkering.errors import UnsupportedLayerError
-from tinkering.evaluation.graph import program
+from tinkering.evaluation.look import program
 from tinkering.evaluation.output_targets import find_targets
 from tinkering.evaluation.outputs import count_layers, evaluate_outputs
 
@@ -153,27 +153,8 @@ class TestCost:
         assert count == len(targets_of(model, x))
 
 
-class TestWritten:
-    """What a program says about values that are overwritten."""
-
-    def test_by_whom_and_when(self):
-        def forward(m, x):
-            y = m.a(x)
-            z = m.b(torch.tanh(y))
-            y.view(-1, 2, 2).mul_(2)
-            return m.c(y * z) + x
-
-        steps = program(lines(forward), torch.randn(2, 4))
-        nodes = {node.name: node for node in steps.captured.graph.nodes}
-        places = [getattr(step, "name", None) for step in steps.steps]
-        at = places.index("mul_")
-        first = steps.fused[0].last
-        assert steps.is_written(first)
-        assert steps.is_written(nodes["view"], after=at - 1)
-        assert not steps.is_written(first, after=at)
-        assert not steps.is_written(nodes["tanh"])
-        assert steps.share_memory([first, nodes["view"]])
-        assert not steps.share_memory([first, nodes["tanh"]])
+class TestNeeded:
+    """What a program says that later steps read."""
 
     def test_what_is_needed_after_a_step(self):
         model = lines(lambda m, x: m.c(torch.relu(m.a(x))) + m.b(x.tanh()).sin() + x.cos())

@@ -19,7 +19,7 @@ import torch
 from commands import TINY, quiet
 
 from tinkering.data import load
-from tinkering.evaluation.graph import program
+from tinkering.evaluation.look import program
 from tinkering.evaluation.memory import footprint
 from tinkering.models import BasicBlock, SimpleResNet
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from tinkering.errors import ArgumentError
 from tinkering.evaluation.batchnorm import (
@@ -16,10 +14,10 @@ from tinkering.evaluation.batchnorm import (
     norms_in_train_mode,
     reference_statistics,
 )
-from tinkering.evaluation.capture import first_line
 from tinkering.evaluation.engines import ENGINES
-from tinkering.evaluation.fit import require_device, require_fit
+from tinkering.evaluation.fit import require_device, require_fit, require_kinds, require_tensor
 from tinkering.population import PerturbedPopulation, Population
+from tinkering.population.copies import first_line, independent_copy
 
 InDims = tuple[int | None, int | None]
 
@@ -64,7 +62,7 @@ def with_reference(model: nn.Module, population: Population, norm: Reference) ->
 def require_second_image(structure: nn.Module, x: Tensor) -> None:
     """Refuse one image where a norm would take the variance of one number."""
     try:
-        functional_call(copy.deepcopy(structure), {}, (x.clone(),))
+        independent_copy(structure, lambda value: value)(x.clone())
     except ValueError as error:
         raise ArgumentError(
             "x",
@@ -75,6 +73,8 @@ def require_second_image(structure: nn.Module, x: Tensor) -> None:
 
 def check(model: nn.Module, population: Population, x: Tensor, options: Options) -> None:
     """Refuse arguments that cannot be used."""
+    require_kinds(model, population)
+    require_tensor("x", x)
     if options.norm not in ("running", "batch") and not isinstance(options.norm, Reference):
         raise ArgumentError("norm", '"running", "batch" or a Reference', _said(options.norm))
     trained = norms_in_train_mode(model)

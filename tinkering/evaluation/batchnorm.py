@@ -24,7 +24,7 @@ scale that is the same for all members, norm and convolution become one operatio
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
 from weakref import WeakKeyDictionary
 
@@ -33,8 +33,10 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from tinkering.errors import ArgumentError
+from tinkering.evaluation.fingerprint import fingerprint
+from tinkering.population.copies import skeleton
 
-_without_statistics: WeakKeyDictionary[nn.Module, nn.Module] = WeakKeyDictionary()
+_without_statistics: WeakKeyDictionary[nn.Module, tuple[Hashable, nn.Module]] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True)
@@ -73,23 +75,18 @@ def norms_in_train_mode(model: nn.Module) -> list[str]:
 def with_batch_statistics(model: nn.Module) -> nn.Module:
     """Return a copy of the module whose BatchNorm layers use the batch they see, and keep nothing.
 
-    The copy is kept for the module: its structure and modes count, its values do not.
+    The copy is kept as long as the module is as it was; its parameters are the module's.
     """
+    now = fingerprint(model)
     kept = _without_statistics.get(model)
-    if kept is None or _kinds(kept) != _kinds(model):
-        module = copy.deepcopy(model)
+    if kept is None or kept[0] != now:
+        module = skeleton(model)
         for layer in module.modules():
             if isinstance(layer, nn.modules.batchnorm._BatchNorm):
                 layer.track_running_stats = False
                 layer.running_mean = layer.running_var = layer.num_batches_tracked = None
-        _without_statistics[model] = kept = module
-    for layer, own in zip(kept.modules(), model.modules(), strict=True):
-        layer.training = own.training
-    return kept
-
-
-def _kinds(model: nn.Module) -> list[tuple[torch.dtype, torch.device]]:
-    return [(parameter.dtype, parameter.device) for parameter in model.parameters()]
+        _without_statistics[model] = kept = now, module
+    return kept[1]
 
 
 def norm_scales(model: nn.Module) -> set[str]:

@@ -100,7 +100,10 @@ class FactoredForward:
             return self._layers[step.last.name](tile, images, residual, overwrite)
 
         nodes = {name: _with_tile(call, tile) for name, call in self._nodes.items()}
-        folded = self._program.run(x.flatten(0, 1), self._values, call_fused, nodes)
+        images = x.flatten(0, 1)
+        folded = self._program.run(images, self._values, call_fused, nodes)
+        if folded.untyped_storage().data_ptr() == images.untyped_storage().data_ptr():
+            folded = folded.clone()  # a forward may hand its input on, which is the caller's
         return folded.float().view(-1, batch, *folded.shape[1:])
 
 
@@ -125,6 +128,7 @@ class _Binder:
     def layer(self, step: Fused, dtype: torch.dtype) -> _Call:
         """Return what computes a fused step for a tile."""
         names = self._names(step)
+        self._require_weights(step)
         if not names.any():
             shared = layer(step, self._values, dtype)
             return partial(_shared, shared)
@@ -136,6 +140,16 @@ class _Binder:
         if step.layer.target is NORM:
             return MemberNorm(step, names, self._values, dtype)
         return MemberLayer(step, names, self._values, dtype, placement)
+
+    def _require_weights(self, step: Fused) -> None:
+        """Refuse a step that reads an evolving parameter as anything but a weight or a bias.
+
+        What a layer makes of a parameter belongs to no image, and yet is each member's own.
+        """
+        for node in [step.layer] if step.norm is None else [step.layer, step.norm]:
+            for key, argument in arguments(node).items():
+                if key not in ("weight", "bias") and self._name(argument) is not None:
+                    self._refuse(node, f"{node.target} with it as {key}")
 
     def node(self, node: fx.Node) -> Callable[..., Any] | None:
         """Return what computes a plain step in the graph's stead; None where nothing has to."""

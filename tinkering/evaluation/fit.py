@@ -10,6 +10,30 @@ from tinkering.errors import ArgumentError
 from tinkering.population import ParamsAndBuffers, PerturbedPopulation, Population
 
 
+def require_tensor(argument: str, value: object, needed: str = "a tensor") -> None:
+    """Refuse what is no tensor, such as an array or a list.
+
+    Raises:
+        ArgumentError: (a ``ValueError``) it is none.
+    """
+    if not isinstance(value, Tensor):
+        advice = "Call torch.as_tensor on it."
+        raise ArgumentError(argument, needed, f"a {type(value).__name__}", advice)
+
+
+def require_kinds(model: object, population: object) -> None:
+    """Refuse a model that is no module, and a population that is none.
+
+    Raises:
+        ArgumentError: (a ``ValueError``) as it says.
+    """
+    if not isinstance(model, nn.Module):
+        raise ArgumentError("model", "a module", f"a {type(model).__name__}")
+    if not isinstance(population, Population):
+        advice = "StackedPopulation and PerturbedPopulation make one of modules or parameters."
+        raise ArgumentError("population", "a population", f"a {type(population).__name__}", advice)
+
+
 def require_fit(model: nn.Module, population: Population) -> None:
     """Refuse a population with a parameter or buffer that the module has not, or not so.
 

@@ -2,15 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from weakref import WeakSet
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from tinkering.errors import ArgumentError
+from tinkering.evaluation.fit import require_tensor
+from tinkering.evaluation.probe import GENERATOR
 
 Fitness = Callable[[Tensor, Tensor], Tensor]
-"""``(logits [members, batch, classes], labels [members, batch]) -> [members]``."""
+"""``(logits [members, batch, classes], labels [members, batch]) -> [members]``.
+
+It is called on some members at a time, so that nobody holds all logits: a member's fitness is
+a function of its own logits and labels. What ranks or normalises over members belongs behind
+it, to what `evaluate` returns; strategies do so by themselves. The tensors it is given are its
+own to write to.
+"""
+
+_COMPARED = 64
+"""Members, at most, whose fitness is computed again in other company."""
+_independent: WeakSet[Fitness] = WeakSet()
+"""Functions that rated members alike in other company; none is asked twice."""
 
 
 def negative_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
@@ -18,13 +34,21 @@ def negative_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
 
     Args:
         logits: ``[members, batch, classes]``.
-        labels: ``[members, batch]``, integers.
+        labels: ``[members, batch]``, int64, from 0 to classes - 1.
+
+    Raises:
+        ArgumentError: (a ``ValueError``) the labels are none of these.
 
     Example:
-        >>> import torch
         >>> negative_cross_entropy(torch.zeros(3, 5, 2), torch.zeros(3, 5, dtype=torch.long))
         tensor([-0.6931, -0.6931, -0.6931])
     """
+    if labels.dtype != torch.int64:
+        raise ArgumentError("y", "labels of torch.int64", labels.dtype, "Call y.long().")
+    low, high = (int(bound) for bound in torch.aminmax(labels))
+    if low < 0 or high >= logits.shape[-1]:
+        needed = f"labels from 0 to {logits.shape[-1] - 1}, as there are {logits.shape[-1]} outputs"
+        raise ArgumentError("y", needed, low if low < 0 else high)
     losses = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none")
     return -losses.view(labels.shape).mean(1)
 
@@ -37,7 +61,6 @@ def accuracy(logits: Tensor, labels: Tensor) -> Tensor:
         labels: ``[members, batch]``, integers.
 
     Example:
-        >>> import torch
         >>> accuracy(torch.tensor([[[0.0, 1.0], [1.0, 0.0]]]), torch.tensor([[1, 1]]))
         tensor([0.5000])
     """
@@ -47,17 +70,106 @@ def accuracy(logits: Tensor, labels: Tensor) -> Tensor:
 def checked(fitness: Fitness, logits: Tensor, labels: Tensor) -> Tensor:
     """Return ``fitness(logits, labels)``, which must be a number for every member.
 
+    Integers and booleans become float32.
+
     Raises:
         ArgumentError: (a ``ValueError``) it is anything else. A mean over the whole
             population would give every member the same fitness, and nothing would evolve.
     """
-    result = fitness(logits, labels)
-    shape = getattr(result, "shape", None)
-    if shape != logits.shape[:1]:
+    # Labels of a copy's: a fitness that writes to them must not reach the caller's.
+    result = fitness(logits, labels.clone())
+    needed = f"a tensor of shape [members] = [{len(logits)}], one number a member"
+    require_tensor("fitness", result, needed)
+    if result.shape != logits.shape[:1]:
         raise ArgumentError(
             "fitness",
-            f"a tensor of shape [members] = [{len(logits)}], one number a member",
-            f"a {type(result).__name__}" if shape is None else f"a tensor of shape {list(shape)}",
+            needed,
+            f"a tensor of shape {list(result.shape)}",
             "Average over the images of a member (dimension 1), not over the members.",
         )
-    return result
+    if result.is_complex():
+        raise ArgumentError("fitness", "real numbers", result.dtype)
+    return result if result.is_floating_point() else result.float()
+
+
+def rated(fitness: Fitness, portions: Iterable[tuple[slice, Tensor]], labels: Tensor) -> Tensor:
+    """Return the fitness of all members, ``[members]``, from some members' logits at a time.
+
+    Args:
+        fitness: of a member.
+        portions: members and their logits ``[members, batch, classes]``, in order.
+        labels: ``[members, batch]`` of all members.
+
+    Raises:
+        ArgumentError: (a ``ValueError``) as in `checked`; or the fitness of a member depends on
+            who is beside it. A function is asked for that once, by calling it again.
+
+    Example:
+        >>> logits, labels = torch.randn(4, 1, 3), torch.zeros(4, 1, dtype=torch.int64)
+        >>> halves = [(slice(0, 2), logits[:2]), (slice(2, 4), logits[2:])]
+        >>> torch.equal(rated(accuracy, halves, labels), accuracy(logits, labels))
+        True
+    """
+    results: list[Tensor] = []
+    first: list[Tensor] = []
+    asks = not _is_known(fitness)
+    for members, logits in portions:
+        if asks:
+            first.append(logits.clone())  # the fitness may write to what it is given
+        results.append(checked(fitness, logits, labels[members]))
+        if asks and members.stop > 1:
+            require_independent(fitness, torch.cat(first), labels, torch.cat(results))
+            asks, first = False, []
+    return torch.cat(results)
+
+
+def require_independent(fitness: Fitness, logits: Tensor, labels: Tensor, result: Tensor) -> None:
+    """Refuse a fitness whose value for a member depends on the members beside it.
+
+    Args:
+        fitness: of a member.
+        logits: ``[members, batch, classes]`` of the first members, at least two.
+        labels: ``[members, batch]`` of these at least.
+        result: what the fitness made of them, together or some at a time.
+
+    Raises:
+        ArgumentError: (a ``ValueError``) it does.
+    """
+    count = len(logits)
+    few = min(_COMPARED, (count + 1) // 2)
+
+    def again(part: slice) -> Tensor:
+        return checked(fitness, logits[part].clone(), labels[:count][part])
+
+    with GENERATOR, torch.random.fork_rng(devices=[]):
+        # Of the first and of the last: a maximum, say, is in one part alone.
+        parts = (slice(0, few), slice(count - few, count))
+        if all(_alike(again(part), result[part]) for part in parts):
+            whole = slice(0, min(count, 2 * few))
+            if _alike(again(whole), result[whole]):
+                _remember(fitness)
+                return
+        if not _alike(again(parts[0]), again(parts[0])):
+            return  # random: nothing can be said
+    raise ArgumentError(
+        "fitness",
+        "a function that rates each member by itself, as it is called on some at a time",
+        "one that gives a member another fitness beside other members",
+        "To rank or normalise over members, do so with what evaluate returns.",
+    )
+
+
+def _is_known(fitness: Fitness) -> bool:
+    try:
+        return fitness in _independent
+    except TypeError:  # an object without a hash, or to which no weak reference is possible
+        return False
+
+
+def _remember(fitness: Fitness) -> None:
+    with suppress(TypeError):
+        _independent.add(fitness)
+
+
+def _alike(one: Tensor, other: Tensor) -> bool:
+    return torch.allclose(one.double(), other.double(), rtol=1e-3, atol=1e-6, equal_nan=True)

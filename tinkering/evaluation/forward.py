@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from tinkering.errors import ArgumentError, UnsupportedLayerError
+from tinkering.errors import ArgumentError
 from tinkering.evaluation.arguments import (
     InDims,
     Options,
@@ -14,12 +14,12 @@ from tinkering.evaluation.arguments import (
     with_reference,
 )
 from tinkering.evaluation.batchnorm import Policy, Reference, with_batch_statistics
-from tinkering.evaluation.capture import draws_random_numbers
 from tinkering.evaluation.engines import ENGINES, choose
 from tinkering.evaluation.finite import require_finite, require_finite_rest
-from tinkering.evaluation.fitness import Fitness, checked, negative_cross_entropy
-from tinkering.evaluation.graph import program
+from tinkering.evaluation.fit import require_tensor
+from tinkering.evaluation.fitness import Fitness, negative_cross_entropy, rated
 from tinkering.evaluation.job import Job, Run
+from tinkering.evaluation.look import look
 from tinkering.evaluation.onednn import bfloat16_is_fast
 from tinkering.evaluation.plan import Plan, make_plan
 from tinkering.population import Population
@@ -98,6 +98,7 @@ def evaluate(
         x: as in `forward`.
         y: labels, ``[batch]`` with `in_dims` ``(0, None)``, ``[members, batch]`` with ``(0, 0)``.
         fitness: ``(logits [members, batch, classes], labels [members, batch]) -> [members]``.
+            It is called on some members at a time, so it rates each by itself.
         in_dims: ``(0, None)`` or ``(0, 0)``, as in ``torch.vmap``.
         dtype: of the computation; the fitness function is given float32.
         engine: as in `forward`.
@@ -110,7 +111,7 @@ def evaluate(
 
     Raises:
         ArgumentError: (a ``ValueError``) as in `forward`; or labels that do not fit `x`; or
-            a fitness that is not one number a member.
+            a fitness that is not one number a member, or not the member's alone.
         UnsupportedLayerError: as in `forward`.
 
     Example:
@@ -126,6 +127,7 @@ def evaluate(
     options = Options(in_dims, dtype, engine, norm, randomness, memory)
     made, run, job = _planned(model, population, x, options, keeps_logits=False)
     tiles = (planned or made).tiles
+    require_tensor("y", y)
     labels = y.expand(len(population), -1) if job.shared and y.dim() == 1 else y
     if labels.shape != job.batches.shape[:2]:
         raise ArgumentError(
@@ -133,8 +135,7 @@ def evaluate(
             f"a label for every image of x, {list(x.shape[: 1 if job.shared else 2])}",
             list(y.shape),
         )
-    results = [checked(fitness, logits, labels[members]) for members, logits in run(tiles)]
-    return torch.cat(results)
+    return rated(fitness, run(tiles), labels)
 
 
 @torch.no_grad()
@@ -208,15 +209,13 @@ def _planned(
     require_finite_rest(model, (name for name, _ in structure.named_buffers()), population)
     shared = options.in_dims == (0, None)
     batches = x.expand(len(population), *x.shape) if shared else x
-    steps, not_captured = None, ""
-    try:
-        steps = program(structure, batches[0])
-    except UnsupportedLayerError as error:
-        not_captured = str(error.args[1])
-    if batches.shape[1] == 1 and (steps is None or steps.captured.coupled):
+    seen = look(structure, batches[0])
+    steps, not_captured = seen.program, seen.reason
+    if batches.shape[1] == 1 and seen.coupled:
         require_second_image(structure, batches[0])
-    random = draws_random_numbers(structure, steps.captured if steps else None)
-    if random and options.randomness == "error":
+        if steps is not None and not seen.serves_one:
+            steps, not_captured = None, "an image alone is computed in another way"
+    if seen.random and options.randomness == "error":
         raise ArgumentError(
             "randomness",
             '"same" or "different", because the module has active dropout',
@@ -233,7 +232,8 @@ def _planned(
         randomness=options.randomness,
         program=steps,
         not_captured=not_captured,
-        random=random,
+        random=seen.random,
+        result=seen.result,
     )
     if options.engine == "auto":
         name, reason, run = choose(job)

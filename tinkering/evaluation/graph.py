@@ -11,26 +11,24 @@ No class and no layer name is looked at, only operations, so this holds for any 
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 
-from tinkering.evaluation.capture import Captured, as_float32, capture
+from tinkering.evaluation.capture import Captured, as_float32
 
 _aten = torch.ops.aten
 CONVOLUTIONS = (_aten.conv1d.default, _aten.conv2d.default, _aten.conv3d.default)
 LINEAR = _aten.linear.default
 NORM = _aten.batch_norm.default
-_ADDITIONS = (_aten.add.Tensor, _aten.add_.Tensor)
-_RELUS = (_aten.relu.default, _aten.relu_.default)
-_DROPOUT = _aten.dropout.default  # active ones are never captured
+_ADDITION = _aten.add.Tensor
+_RELU = _aten.relu.default
 # These neither mix numbers nor lose digits, so they keep the dtype they are handed.
-_ANY_DTYPE = {*_ADDITIONS, *_RELUS, _aten.max_pool2d.default}
+_ANY_DTYPE = {_ADDITION, _RELU, _aten.max_pool2d.default, _aten.dropout.default}
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,7 +47,8 @@ class Fused:
     @property
     def source(self) -> fx.Node:
         """The operation whose result the layer reads."""
-        return self.layer.all_input_nodes[0]
+        source: fx.Node = self.given["input"]
+        return source
 
     @cached_property
     def given(self) -> dict[str, Any]:
@@ -62,22 +61,6 @@ FusedCall = Callable[[Fused, Tensor, Tensor | None], Tensor]
 NodeCall = Callable[..., Any]
 
 
-_programs: WeakKeyDictionary[nn.Module, dict[int, Program]] = WeakKeyDictionary()
-
-
-def program(model: nn.Module, x: Tensor) -> Program:
-    """Return the steps of ``model(x)``; they are kept as long as the module.
-
-    Raises:
-        UnsupportedLayerError: the forward cannot be captured.
-    """
-    captured = capture(model, x)
-    programs = _programs.setdefault(model, {})
-    if id(captured) not in programs:  # a program holds what it was made from, so ids stay
-        programs[id(captured)] = Program(captured)
-    return programs[id(captured)]
-
-
 class Program:
     """The steps of a captured module, in order.
 
@@ -87,12 +70,10 @@ class Program:
 
     def __init__(self, captured: Captured) -> None:
         self.captured = captured
-        self.steps = tuple(_fuse(captured.graph))
+        self.steps = tuple(_fuse(captured.graph, captured.images))
         (output,) = (node for node in captured.graph.nodes if node.op == "output")
         self.output: fx.Node = output.args[0][0]
         self._released = self._last_uses()
-        # By the operation that made the tensor; of fused steps', the first one.
-        self._written = {_memory(node).name for node in self.plain if _writes(node)}
 
     @cached_property
     def fused(self) -> list[Fused]:
@@ -148,9 +129,7 @@ class Program:
 
     def begin(self, images: Tensor, values: Mapping[str, Tensor]) -> dict[str, Any]:
         """Return the values before the first step; the arguments are as in `run`."""
-        known: dict[str, Any] = {**values, self.captured.images: as_float32(images)}
-        # Images and buffers are the caller's: a step that writes into one writes into a copy.
-        return known | {name: known[name].clone() for name in self._written & known.keys()}
+        return {**values, self.captured.images: as_float32(images)}
 
     def go_on(self, known: dict[str, Any], after: int, call_fused: FusedCall) -> Iterator[Step]:
         """Compute the steps behind one, and yield each when its value is known.
@@ -167,29 +146,17 @@ class Program:
     def needed_after(self, position: int) -> list[fx.Node]:
         """Return the values from up to a step that later steps read, and the output.
 
-        Weights and buffers are left out, but for those that a step writes into.
+        Weights and buffers are left out.
         """
         made = {_made(step) for step in self.steps[position + 1 :]}
         read = dict.fromkeys(node for step in self.steps[position + 1 :] for node in _reads(step))
         read[self.output] = None
-        changing = {self.captured.images, *self._written}
+        images = self.captured.images
         return [
             node
             for node in read
-            if node not in made and (node.op != "placeholder" or node.name in changing)
+            if node not in made and (node.op != "placeholder" or node.name == images)
         ]
-
-    def is_written(self, node: fx.Node, after: int = -1) -> bool:
-        """Return whether a step behind a position writes into the memory of a value."""
-        if _memory(node).name not in self._written:
-            return False
-        later = [step for step in self.steps[after + 1 :] if isinstance(step, fx.Node)]
-        return any(_writes(step) and _memory(step) is _memory(node) for step in later)
-
-    def share_memory(self, nodes: Iterable[fx.Node]) -> bool:
-        """Return whether two of some values may be in the same memory."""
-        owners = [_memory(node) for node in nodes]
-        return len(set(owners)) < len(owners)
 
     def _computed(
         self,
@@ -199,11 +166,7 @@ class Program:
         calls: Mapping[str, NodeCall],
     ) -> Any:
         if not isinstance(step, Fused):
-            call = calls.get(step.name)
-            if step.target is _aten.view.default and not self.is_written(step):
-                # Layers here make other strides than the module's, and these a view may not fit.
-                call = call or _aten.reshape.default
-            return _call(step, call, known)
+            return _call(step, calls.get(step.name), known)
         residual = None if step.residual is None else known[step.residual.name]
         return call_fused(step, known[step.source.name], residual)
 
@@ -241,8 +204,7 @@ def arguments(node: fx.Node) -> dict[str, Any]:
 
 
 def _call(node: fx.Node, call: NodeCall | None, known: Mapping[str, Any]) -> Any:
-    # What others know has to be found by an operation in place, and by a view it writes to.
-    keep = node.target in _ANY_DTYPE or _shares_memory(node)
+    keep = node.target in _ANY_DTYPE or _is_view(node)
 
     def value(argument: fx.Node) -> Any:
         found = known[argument.name]
@@ -255,12 +217,12 @@ def _call(node: fx.Node, call: NodeCall | None, known: Mapping[str, Any]) -> Any
     return target(*args, **kwargs)
 
 
-def _fuse(graph: fx.Graph) -> Iterator[Step]:
+def _fuse(graph: fx.Graph, images: str) -> Iterator[Step]:
     """Yield the steps; a fused one stands where the last of its operations stood."""
     inside: dict[fx.Node, Fused] = {}
     for node in graph.nodes:
-        if node not in inside and _is_layer(node):
-            fused = _grown(node, inside)
+        if node not in inside and _is_layer(node, images):
+            fused = _grown(node, inside, images)
             inside |= dict.fromkeys(_covered(fused), fused)
     for node in graph.nodes:
         if node.op in ("placeholder", "output"):
@@ -271,37 +233,31 @@ def _fuse(graph: fx.Graph) -> Iterator[Step]:
             yield inside[node]
 
 
-def _is_layer(node: fx.Node) -> bool:
+def _is_layer(node: fx.Node, images: str) -> bool:
     """Return whether a node has weights that are parameters, buffers or constants."""
     if node.target not in (*CONVOLUTIONS, LINEAR, NORM):
         return False
-    weights = node.all_input_nodes[1:]
-    in_train_mode = node.target is NORM and (
-        arguments(node)["training"] or arguments(node)["running_mean"] is None
-    )
-    return not in_train_mode and all(weight.op == "placeholder" for weight in weights)
+    given = arguments(node)
+    if node.target is NORM and (given["training"] or given["running_mean"] is None):
+        return False
+    held = (value for key, value in given.items() if key != "input")
+    weights = [value for value in held if isinstance(value, fx.Node)]
+    return all(weight.op == "placeholder" and weight.name != images for weight in weights)
 
 
-def _grown(layer: fx.Node, taken: Mapping[fx.Node, Fused]) -> Fused:
+def _grown(layer: fx.Node, taken: Mapping[fx.Node, Fused], images: str) -> Fused:
     """Return a layer with as much as it can take in."""
     norm, residual, relu, last = None, None, False, layer
-    source = layer.all_input_nodes[0]
-    if layer.target is not NORM:
-        behind = _only_user(last)
-        if behind is not None and _joins(behind, last) and _lasts(source, last, behind):
-            norm = last = behind
     behind = _only_user(last)
-    if behind is not None and behind not in taken and behind.target in _ADDITIONS:
+    if layer.target is not NORM and behind is not None and _joins(behind, last, images):
+        norm = last = behind
+    behind = _only_user(last)
+    if behind is not None and behind not in taken and behind.target is _ADDITION:
         other = _other_summand(behind, last)
-        if other is not None and _lasts(source, last, behind):
+        if other is not None:
             residual, last = other, behind
     behind = _only_user(last)
-    reads = [source] if residual is None else [source, residual]
-    if (
-        behind is not None
-        and behind.target in _RELUS
-        and all(_lasts(read, last, behind) for read in reads)
-    ):
+    if behind is not None and behind.target is _RELU:
         relu, last = True, behind
     return Fused(layer, norm, residual, relu, last)
 
@@ -319,42 +275,19 @@ def _only_user(node: fx.Node) -> fx.Node | None:
     return users[0] if len(users) == 1 else None
 
 
-def _lasts(value: fx.Node, after: fx.Node, before: fx.Node) -> bool:
-    """Return whether nothing writes to a value between two operations."""
-    memory, node = _memory(value), after.next
-    while node is not before:
-        if _writes(node) and _memory(node) is memory:
-            return False
-        node = node.next
-    return True
-
-
-def _writes(node: fx.Node) -> bool:
-    """Return whether an operation works in place."""
-    schema = getattr(node.target, "_schema", None)
-    return schema is not None and schema.is_mutable
-
-
-def _memory(node: fx.Node) -> fx.Node:
-    """Return the operation that made the tensor in whose memory a value is."""
-    while _shares_memory(node) and node.all_input_nodes:
-        node = node.all_input_nodes[0]
-    return node
-
-
-def _shares_memory(node: fx.Node) -> bool:
-    """Return whether a value may be in the memory of what it is made from, as a view is."""
+def _is_view(node: fx.Node) -> bool:
+    """Return whether a value may be in the memory of what it is made from."""
     schema = getattr(node.target, "_schema", None)
     if schema is None:
         return node.target is operator.getitem
-    return node.target is _DROPOUT or any(value.alias_info for value in schema.returns)
+    return any(value.alias_info for value in schema.returns)
 
 
-def _joins(norm: fx.Node, layer: fx.Node) -> bool:
+def _joins(norm: fx.Node, layer: fx.Node, images: str) -> bool:
     """Return whether a norm in eval mode scales and shifts the layer's outputs."""
     if norm.target is not NORM:
         return False
-    if not _is_layer(norm) or norm.all_input_nodes[0] is not layer:
+    if not _is_layer(norm, images) or arguments(norm)["input"] is not layer:
         return False
     # Behind a linear layer on [images, tokens, features] it would scale the tokens.
     return layer.target is not LINEAR or layer.meta["val"].dim() == 2
@@ -370,6 +303,4 @@ def _other_summand(addition: fx.Node, layer: fx.Node) -> fx.Node | None:
     if not isinstance(other, fx.Node) or other.op == "placeholder":
         return None
     shapes = [str(tuple(node.meta["val"].shape)) for node in (layer, other)]
-    kept = addition.target is _aten.add.Tensor or summands[0] is layer
-    # x += layer(x) writes into x, which others may read; that is left as it is.
-    return other if shapes[0] == shapes[1] and kept else None
+    return other if shapes[0] == shapes[1] else None

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import math
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from tinkering.evaluation.graph import Program
+from tinkering.evaluation.probe import GENERATOR
 from tinkering.population import Population
 
 
@@ -35,6 +38,8 @@ class Job:
     """Why not."""
     random: bool
     """Whether the forward draws random numbers: active dropout."""
+    result: tuple[int, ...] | None
+    """Shape of what the module makes of one image, where its results are ``[images, ...]``."""
 
     @cached_property
     def own(self) -> dict[str, Tensor]:
@@ -50,19 +55,43 @@ class Job:
         known = {**params, **buffers}
         return {name: known.get(name, value) for name, value in self.own.items()}
 
-    @contextmanager
-    def seeded(self) -> Iterator[Callable[[int], None]]:
-        """Give a function that seeds PyTorch's generator; its state is as if untouched after.
+    def called(self, module: nn.Module, state: Mapping[str, Tensor], x: Tensor) -> Tensor:
+        """Return what a copy of the module makes of a batch with a member's state.
+
+        Args:
+            module: a `skeleton`, which a forward may assign attributes to.
+            state: parameters and buffers by name.
+            x: ``[batch, ...]``.
+        """
+        # Copies, since a forward may write into whatever it is given.
+        own = {name: _own(value, self.dtype) for name, value in state.items()}
+        result: Tensor = functional_call(module, own, (_own(x, self.dtype),))
+        if self.result is not None and result.numel() == len(x) * math.prod(self.result):
+            result = result.reshape(len(x), *self.result)  # `squeeze` took the axis of one image
+        return result.float()
+
+    def seeds(self) -> Callable[[int], AbstractContextManager[object]]:
+        """Return what seeds PyTorch's generator for a while, by a number.
 
         The seeds follow from the generator's state, so ``torch.manual_seed`` decides them,
         and the next evaluation draws others.
         """
         if not self.random:
-            yield _leave
-            return
+            return lambda _: nullcontext()
         base = int(torch.randint(2**62, ()))
-        with torch.random.fork_rng(devices=[]):
-            yield lambda index: _seed(base + index)
+        return lambda number: _seeded(base + number)
+
+
+@contextmanager
+def _seeded(number: int) -> Iterator[None]:
+    with GENERATOR, torch.random.fork_rng(devices=[]):
+        torch.manual_seed(number)
+        yield
+
+
+def _own(value: Tensor, dtype: torch.dtype) -> Tensor:
+    cast = narrowed(value, dtype)
+    return cast.clone() if cast is value else cast
 
 
 @dataclass(frozen=True)
@@ -95,12 +124,3 @@ Run = Callable[[Tiles], Iterator[tuple[slice, Tensor]]]
 def narrowed(value: Tensor, dtype: torch.dtype) -> Tensor:
     """Return a tensor of decimal numbers in another dtype, and others as they are."""
     return value.to(dtype) if value.is_floating_point() else value
-
-
-def _leave(number: int) -> None:
-    """Do nothing where nothing is drawn."""
-    del number
-
-
-def _seed(number: int) -> None:
-    torch.manual_seed(number)

@@ -144,7 +144,9 @@ def _require_perturbed(steps: Program, name: str, evolve: Iterable[Weights]) -> 
     own = {n for n in steps.captured.graph.nodes if steps.captured.parameters.get(n.name) == name}
     held = {w.step.layer for w in evolve if name in (w.weight, w.bias)}
     held |= {w.step.norm or w.step.layer for w in evolve if name == w.shift}
-    if not held or not {reader for node in own for reader in node.users} <= held:
+    readers = {reader for node in own for reader in node.users}
+    as_input = any(arguments(reader).get("input") in own for reader in readers & held)
+    if not held or not readers <= held or as_input:
         raise UnsupportedLayerError(name, "an operation whose result is not perturbed")
 
 
@@ -176,9 +178,6 @@ def _target(
         if placement is None or not placement.is_first:
             operation = f"{step.layer.target} on images that are not along axis 0"
             raise UnsupportedLayerError(own, operation)
-    if steps.share_memory(node for node in needed if steps.is_written(node, position)):
-        operation = f"{step.layer.target} beside views of one tensor that is written to"
-        raise UnsupportedLayerError(own, operation)
     work = [_work(each) if isinstance(each, Fused) else 0 for each in steps.steps]
     cost = sum(work[position + 1 :]) / max(1, sum(work))
     return Target(step, name, shares, position, needed, frozenset(along), counts, cost)

@@ -27,11 +27,11 @@ import torch
 from torch import Tensor, fx, nn
 
 from tinkering.errors import ArgumentError, UnsupportedLayerError
-from tinkering.evaluation.capture import draws_random_numbers
 from tinkering.evaluation.fit import require_state_fits
-from tinkering.evaluation.fitness import Fitness, checked, negative_cross_entropy
-from tinkering.evaluation.graph import Fused, Program, name_of, program
+from tinkering.evaluation.fitness import Fitness, negative_cross_entropy, rated
+from tinkering.evaluation.graph import Fused, Program, name_of
 from tinkering.evaluation.layers import Values
+from tinkering.evaluation.look import look, program
 from tinkering.evaluation.output_plan import OutputPlan, make_output_plan
 from tinkering.evaluation.output_scores import OutputScores, merged
 from tinkering.evaluation.output_targets import Target, find_targets
@@ -185,14 +185,13 @@ def count_layers(model: nn.Module, population: PerturbedOutputs, x: Tensor) -> i
 
 def _program(model: nn.Module, x: Tensor) -> Program:
     """Return the module's steps, or say why outputs cannot be perturbed one image at a time."""
-    steps = program(model, x)
-    name = type(model).__name__
+    name, seen = type(model).__name__, look(model, x)
     # First: what is random differs between images as well.
-    if draws_random_numbers(model, steps.captured):
+    if seen.random:
         raise UnsupportedLayerError(name, "active dropout")
-    if steps.captured.coupled:
+    if seen.coupled:
         raise UnsupportedLayerError(name, "its forward (the images of a batch are not independent)")
-    return steps
+    return program(model, x)
 
 
 @dataclass(frozen=True)
@@ -244,19 +243,14 @@ class _Run:
         given: dict[str, Tensor] = {}
         passed = []
 
-        def kept(node: fx.Node) -> Any:
-            value = known[node.name]
-            # A later step may write into it.
-            return value.clone() if steps.is_written(node) else value
-
         for step in steps.go_on(known, -1, self._layers.keep):
             if isinstance(step, Fused) and step.last in sources:
-                given[name_of(step)] = kept(step.source)
+                given[name_of(step)] = known[step.source.name]
             if isinstance(step, Fused) and step in targets:
                 target = targets[step]
                 inputs = {name_of(one.step): given[name_of(one.step)] for one in target.sharing}
-                needed = {node: kept(node) for node in target.needed}
-                passed.append(_Passed(target, kept(step.last), inputs, needed))
+                needed = {node: known[node.name] for node in target.needed}
+                passed.append(_Passed(target, known[name_of(step)], inputs, needed))
         first = self._population.first + part.start
         blur = self._blur(known[steps.output.name], first)
         return [self._at(centre, first, y, blur) for centre in passed]
@@ -285,7 +279,8 @@ class _Run:
         logits = self._rest(centre, _pixels_last(moved.flatten(0, 1), result))
         labels = y.repeat_interleave(members).unsqueeze(1).expand(-1, blur.shape[1])
         read = logits.float().view(len(y), members, 1, *logits.shape[1:]) + blur.unsqueeze(1)
-        worth = checked(self._fitness, read.flatten(0, 1), labels).view(len(y), members)
+        all_read = [(slice(0, len(labels)), read.flatten(0, 1))]
+        worth = rated(self._fitness, all_read, labels).view(len(y), members)
         weights = self._population.utilities(worth).to(signs.dtype)
         change = torch.bmm(weights.unsqueeze(1), signs).squeeze(1).float()
         change = torch.where(mask, change / (members * amount), 0.0)

@@ -7,10 +7,10 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor, nn
 
-from tinkering.errors import ArgumentError, UnsupportedLayerError
+from tinkering.errors import ArgumentError
 from tinkering.evaluation import sequential
-from tinkering.evaluation.graph import program
 from tinkering.evaluation.job import Job
+from tinkering.evaluation.look import look
 from tinkering.evaluation.plan import make_plan
 from tinkering.population import StackedPopulation
 
@@ -44,10 +44,13 @@ def parallel_forward(
         batches = x.expand(len(population), *x.shape) if shared else x
         if len(batches) != len(population) or batches.numel() == 0:
             return None  # vmap says what is wrong
-        steps = program(model, batches[0])
-    except (ArgumentError, UnsupportedLayerError):
+        seen = look(model, batches[0])
+    except ArgumentError:  # vmap says what is wrong
         return None
-    if steps.captured.random or steps.output.meta["val"].dtype != torch.float32:
+    steps = seen.program
+    if steps is None or seen.random or (batches.shape[1] == 1 and not seen.serves_one):
+        return None
+    if steps.output.meta["val"].dtype != torch.float32:
         return None
     job = Job(
         model=model,
@@ -60,6 +63,7 @@ def parallel_forward(
         program=steps,
         not_captured="",
         random=False,
+        result=seen.result,
     )
     try:
         tiles = make_plan(job, "sequential", "explicit members", None, keeps_logits=True).tiles

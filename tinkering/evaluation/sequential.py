@@ -11,12 +11,12 @@ from functools import partial
 
 import torch
 from torch import Tensor
-from torch.func import functional_call
 
 from tinkering.evaluation.graph import Fused, Program
-from tinkering.evaluation.job import Job, Run, Tiles, narrowed
+from tinkering.evaluation.job import Job, Run, Tiles
 from tinkering.evaluation.layers import Layer, layer
 from tinkering.evaluation.threads import map_in_order
+from tinkering.population.copies import skeleton
 
 
 def prepare(job: Job) -> Run:
@@ -25,11 +25,8 @@ def prepare(job: Job) -> Run:
     def run(tiles: Tiles) -> Iterator[tuple[slice, Tensor]]:
         members = range(len(job.population))
         program = job.program
-        if job.random:
-            logits = _one_by_one(job)
-        elif program is None:
-            # One at a time: a module is handed its member's weights for the time of a call.
-            logits = map(partial(_unfused, job), members)
+        if job.random or program is None:
+            logits = _unfused(job)
         else:
             fused = partial(_fused, job, program, tiles.images)
             logits = map_in_order(fused, members, tiles.threads)
@@ -54,22 +51,14 @@ def _fused(job: Job, program: Program, images: int, index: int) -> Tensor:
     return torch.cat([program.run(part, values, call).float() for part in parts])
 
 
-def _unfused(job: Job, index: int) -> Tensor:
-    state = {name: narrowed(value, job.dtype) for name, value in job.state(index).items()}
-    # A forward that counts its calls, say, counts in a copy: members share buffers.
-    state |= {name: state[name].clone() for name, _ in job.model.named_buffers()}
-    logits: Tensor = functional_call(job.model, state, (narrowed(job.batches[index], job.dtype),))
-    return logits.float()
+def _unfused(job: Job) -> Iterator[Tensor]:
+    """Yield members' logits through the module itself, one member after the other.
 
-
-def _one_by_one(job: Job) -> Iterator[Tensor]:
-    """Yield members' logits where the forward draws random numbers.
-
-    A member's numbers are a function of its index, so they do not depend on who was
-    evaluated before; "same" gives every member those of member 0.
+    Where the forward draws random numbers, a member's are a function of its index, so they do
+    not depend on who was evaluated before; "same" gives every member those of member 0.
     """
-    with job.seeded() as reseed:
-        for index in range(len(job.population)):
-            reseed(index if job.randomness == "different" else 0)
-            with torch.no_grad():
-                yield _unfused(job, index)
+    module, seeded = skeleton(job.model), job.seeds()
+    for index in range(len(job.population)):
+        with seeded(index if job.randomness == "different" else 0), torch.no_grad():
+            logits = job.called(module, job.state(index), job.batches[index])
+        yield logits

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from typing import Any, Protocol, overload, runtime_checkable
 
 from torch import Tensor, nn
 
 from tinkering.errors import ArgumentError
+from tinkering.population.copies import copied_with
 
 _KINDS = ("parameter", "buffer")
 ParamsAndBuffers = tuple[dict[str, Tensor], dict[str, Tensor]]
@@ -85,13 +85,13 @@ def as_module(model: nn.Module | None, member: ParamsAndBuffers) -> nn.Module:
             None,
             "Call materialise(index, model).",
         )
-    copies: dict[int, Any] = {}  # wherever deepcopy meets one of these tensors, it takes ours
+    copies: dict[int, Any] = {}
     params, buffers = (_own(model, kind, held) for kind, held in zip(_KINDS, member, strict=True))
     for parameter, value in params:
         copies[id(parameter)] = nn.Parameter(value, requires_grad=parameter.requires_grad)
     for buffer, value in buffers:
         copies[id(buffer)] = value
-    return copy.deepcopy(model, copies)
+    return copied_with(model, copies)
 
 
 def _own(model: nn.Module, kind: str, values: dict[str, Tensor]) -> list[tuple[Tensor, Tensor]]:

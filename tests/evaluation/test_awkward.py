@@ -1,0 +1,236 @@
+"""Every public way in, over modules that it could go wrong on: equal to a loop, and nothing moved.
+
+The loop is over members as modules of their own. What is handed in is compared bit by bit before
+and after: inputs, labels, the module with its attributes, and the population.
+"""
+
+from functools import cache
+
+import pytest
+import torch
+from awkward import REFUSED, TAKEN, with_old_weight_norm
+from small_nets import BATCH_NORM, loop
+from torch import Tensor, nn
+from torch.utils import _pytree
+
+from tinkering.errors import ArgumentError, UnsupportedLayerError
+from tinkering.evaluation.engines import ENGINES
+from tinkering.evaluation.forward import evaluate, forward, plan
+from tinkering.evaluation.outputs import evaluate_outputs
+from tinkering.models import get_parallel_forward_pass_fn
+from tinkering.noise import Dense, LowRank, Stream
+from tinkering.population import (
+    Mutation,
+    PerturbedPopulation,
+    SeedChainPopulation,
+    StackedPopulation,
+)
+from tinkering.population.copies import attributes, independent_copy, skeleton
+from tinkering.population.perturbed_outputs import PerturbedOutputs
+
+SIZE = 4
+names = pytest.mark.parametrize("name", TAKEN)
+
+
+@cache
+def module(name):
+    """A network in eval mode, whose statistics are not those of a new one."""
+    torch.manual_seed(0)
+    build, _ = TAKEN[name]
+    model = build()
+    for layer in model.modules():
+        if isinstance(layer, BATCH_NORM):
+            layer.running_mean.normal_()
+            layer.running_var.uniform_(0.5, 2)
+    return model if name == "train mode" else model.eval()
+
+
+@cache
+def population(name, kind):
+    model = module(name)
+    if kind == "stacked":
+        torch.manual_seed(1)
+        members = [independent_copy(model, lambda value: value) for _ in range(SIZE)]
+        with torch.no_grad():
+            for member in members:
+                for parameter in member.parameters():
+                    parameter.add_(torch.randn_like(parameter) / 2)
+        return StackedPopulation.from_modules(members)
+    if kind == "chains":
+        chains = [tuple(Mutation(g, i, 0.5) for g in range(2)) for i in range(SIZE)]
+        return SeedChainPopulation(model, chains)
+    noise = {"rank 1": LowRank(1), "dense": Dense()}[kind]
+    return PerturbedPopulation(model, SIZE, 0.5, noise, seed=1)
+
+
+def inputs(name, own, batch):
+    generator = torch.Generator().manual_seed(batch)
+    _, shape = TAKEN[name]
+    return torch.randn(*([SIZE] if own else []), batch, *shape, generator=generator)
+
+
+@cache
+def expected(name, kind, own, batch):
+    """What a loop over members gives, ``[members, batch, ...]`` also where it squeezes an axis."""
+    x = inputs(name, own, batch)
+    members = population(name, kind)
+    rows = []
+    for i in range(SIZE):
+        member = members.materialise(i)
+        with torch.no_grad():
+            rows.append(member((x[i] if own else x).clone()))
+    result = torch.stack(rows)
+    if batch == 1:
+        result = result.reshape(SIZE, 1, *expected(name, kind, False, 3).shape[2:])
+    return result
+
+
+def held(thing):
+    """Everything in a module or a population, bit by bit: tensors as they are, others as text."""
+    if isinstance(thing, nn.Module):
+        state = {**dict(thing.named_parameters()), **dict(thing.named_buffers())}
+        state |= dict(attributes(thing))
+    else:
+        # A chain keeps the parent that it came past.
+        state = vars(thing) | {"template": None, "_kept": None}
+    leaves = _pytree.tree_leaves_with_path(state)
+    return [(_pytree.keystr(path), v.clone() if isinstance(v, Tensor) else v) for path, v in leaves]
+
+
+def same(before, after):
+    if isinstance(before, Tensor):
+        return torch.equal(before, after)
+    return before is after or before == after
+
+
+def hostile(logits, labels):
+    """A fitness that writes to whatever it is given."""
+    result = logits.flatten(1).sum(1) + labels.sum(1)
+    logits.zero_()
+    labels.zero_()
+    return result
+
+
+def compared(result, wanted, dtype):
+    assert result.shape == wanted.shape
+    scale = wanted.abs().max()
+    tolerance = 1e-4 if dtype == torch.float32 else 0.1
+    assert (wanted[0] - wanted[1]).abs().max() > 1e-3 * scale, "members are alike"
+    assert (result - wanted).abs().max() <= tolerance * scale
+
+
+@pytest.mark.filterwarnings("ignore:members share a centre, but")
+@names
+@pytest.mark.parametrize("kind", ["rank 1", "dense", "stacked", "chains"])
+@pytest.mark.parametrize("engine", ["auto", *ENGINES])
+def test_equal_to_the_loop_and_nothing_is_moved(name, kind, engine):
+    if engine == "factored" and kind in ("stacked", "chains"):
+        pytest.skip("members share no centre")
+    model, members = module(name), population(name, kind)
+    before = held(model) + held(members)
+    served = 0
+    for own, batch in ((False, 3), (True, 2), (True, 1)):
+        in_dims = (0, 0) if own else (0, None)
+        x, wanted = inputs(name, own, batch), expected(name, kind, own, batch)
+        y = torch.arange(batch).expand(SIZE, -1).clone() if own else torch.arange(batch)
+        given = x.clone(), y.clone()
+        rating = hostile(wanted.clone(), y.clone().expand(SIZE, -1).clone())
+        for dtype in (torch.float32, torch.bfloat16):
+            options = {"in_dims": in_dims, "dtype": dtype, "engine": engine}
+            try:
+                result = forward(model, members, x, **options)
+            except UnsupportedLayerError:
+                assert engine in ("factored", "vmapped")
+                continue
+            served += 1
+            compared(result, wanted, dtype)
+            rated = evaluate(model, members, x, y, hostile, **options)
+            tolerance = (1e-4 if dtype == torch.float32 else 0.1) * rating.abs().max()
+            assert (rated - rating).abs().max() <= tolerance
+            assert plan(model, members, x, **options).engine in ENGINES
+        assert torch.equal(x, given[0])
+        assert torch.equal(y, given[1])
+    for (path, old), (_, new) in zip(before, held(model) + held(members), strict=True):
+        assert same(old, new), path
+    assert served or engine in ("factored", "vmapped")
+
+
+@names
+@pytest.mark.parametrize("own", [False, True])
+def test_the_parallel_forward_is_what_vmap_is_or_the_loop(name, own):
+    # A copy, since an attribute that a forward assigns under vmap is of no use after it.
+    model, members = skeleton(module(name)), population(name, "stacked")
+    x = inputs(name, own, 3)
+    given = x.clone()
+    before = held(members) if name == "remembered" else held(members) + held(model)
+    call = get_parallel_forward_pass_fn(model, (0, 0) if own else (0, None))
+    try:
+        with torch.no_grad():
+            result = call((members.params, members.buffers), x)
+    except (RuntimeError, ValueError):
+        with pytest.raises((RuntimeError, ValueError)), torch.no_grad():
+            plain_vmap(model, own)((members.params, members.buffers), x.clone())
+        return
+    compared(result, expected(name, "stacked", own, 3), torch.float32)
+    assert torch.equal(x, given)
+    after = held(members) if name == "remembered" else held(members) + held(model)
+    for (path, old), (_, new) in zip(before, after, strict=True):
+        assert same(old, new), path
+
+
+def plain_vmap(model, own):
+    def one(state, x):
+        return torch.func.functional_call(model, state, (x,))
+
+    return torch.func.vmap(one, in_dims=(0, 0 if own else None), randomness="same")
+
+
+@names
+def test_perturbed_activations_leave_everything_as_it_was(name):
+    """Their numbers are compared with loops in tests/evaluation/test_outputs.py."""
+    model, x, y = module(name), inputs(name, False, 3), torch.arange(3)
+    evolving = {n: p.detach().clone() for n, p in model.named_parameters() if p.numel()}
+    members = PerturbedOutputs(evolving, 2, 0.1, Stream(0, 0), lambda f: f - f.mean(1, True))
+    before, given = held(model), (x.clone(), y.clone())
+    try:
+        scores = evaluate_outputs(model, members, x, y, hostile)
+    except UnsupportedLayerError:
+        pass
+    else:
+        assert torch.isfinite(scores.fitness).all()
+    assert torch.equal(x, given[0])
+    assert torch.equal(y, given[1])
+    for (path, old), (_, new) in zip(before, held(model), strict=True):
+        assert same(old, new), path
+
+
+@pytest.mark.parametrize("name", REFUSED)
+@pytest.mark.parametrize("engine", ["auto", *ENGINES])
+def test_a_forward_that_changes_its_module_is_refused(name, engine):
+    build, said = REFUSED[name]
+    torch.manual_seed(0)
+    model = build() if name == "spectral norm" else build().eval()
+    members = PerturbedPopulation(model, 2, 0.1)
+    before = held(model)
+    with pytest.raises(ArgumentError) as caught:
+        forward(model, members, torch.randn(3, 4), engine=engine)
+    assert str(caught.value) == (
+        f"model: needed a forward that leaves the module as it was, got {type(model).__name__}, "
+        f"which changes {said}. Members share one module, so take what it keeps as an input and "
+        "return it: output, state = model(x, state). BatchNorm and spectral_norm: call "
+        "model.eval()."
+    )
+    for (path, old), (_, new) in zip(before, held(model), strict=True):
+        assert same(old, new), path
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
+def test_weights_that_a_hook_makes_of_others_are_no_state():
+    """An attribute is assigned in every forward, and is the same each time."""
+    torch.manual_seed(0)
+    model = with_old_weight_norm().eval()
+    members = PerturbedPopulation(model, SIZE, 0.5)
+    x = torch.randn(3, 4)
+    with pytest.warns(UserWarning, match=r"aten\._weight_norm\.default"):
+        result = forward(model, members, x)
+    compared(result, loop(members, x), torch.float32)

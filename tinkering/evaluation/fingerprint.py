@@ -1,0 +1,85 @@
+"""What a module's forward may depend on beside its inputs, parameters and buffers.
+
+A graph that was captured holds as long as this is the same: Python attributes, modes, hooks,
+ties between parameters, the code of every forward.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Hashable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tinkering.population.copies import attributes
+
+_PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device)
+
+
+def fingerprint(model: nn.Module) -> Hashable:
+    """Return a value that is equal as long as a forward of the module would be captured alike.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(2, 2), nn.Dropout(0.5))
+        >>> before = fingerprint(model)
+        >>> before == fingerprint(model), before == fingerprint(model.eval())
+        (True, False)
+    """
+    first: dict[int, int] = {}
+    tensors = [
+        # The place where a tensor stands first: tied ones have the same.
+        (name, first.setdefault(id(t), at), t.shape, t.dtype, t.device)
+        for at, (name, t) in enumerate(
+            [
+                *model.named_parameters(remove_duplicate=False),
+                *model.named_buffers(remove_duplicate=False),
+            ]
+        )
+    ]
+    parts = [(name, _code(part)) for name, part in model.named_modules()]
+    held = [(name, _digest(value)) for name, value in attributes(model)]
+    return tuple(parts), tuple(tensors), tuple(held)
+
+
+def _code(part: nn.Module) -> tuple[type, object]:
+    return type(part), type(part).forward
+
+
+def _digest(value: Any) -> Hashable:
+    """Return what is equal for an attribute's value and for one that does the same."""
+    if isinstance(value, _PLAIN):
+        return type(value), value
+    if isinstance(value, list | tuple | set | frozenset):
+        return type(value), tuple(_digest(item) for item in value)
+    if isinstance(value, Mapping):
+        return type(value), tuple((_digest(k), _digest(v)) for k, v in value.items())
+    if isinstance(value, Tensor):  # parameters and buffers are inputs of the graph
+        version = 0 if isinstance(value, nn.Parameter) or value.is_inference() else value._version
+        return _Same(value), version
+    return _Same(value)
+
+
+class _Same:
+    """Stands for one object: equal to what stands for the very same, as long as that lives."""
+
+    def __init__(self, value: Any) -> None:
+        # A bound method is made anew each time it is looked up.
+        self._of = id(getattr(value, "__self__", None))
+        value = getattr(value, "__func__", value)
+        self._hash = id(value)
+        try:
+            # Weak, since a module's attribute may well lead back to the module.
+            self._value: Any = weakref.ref(value)
+        except TypeError:
+            self._value = lambda: value
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, _Same):
+            return NotImplemented
+        mine = self._value()
+        return mine is not None and mine is other._value() and self._of == other._of

@@ -1,0 +1,94 @@
+"""Copies of a module to run in its stead, so that nothing a forward does reaches the user's own."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from torch import Tensor, nn
+from torch.utils import _pytree
+
+from tinkering.errors import ArgumentError
+
+_REGISTERED = ("_parameters", "_buffers", "_modules")
+
+
+def skeleton(model: nn.Module) -> nn.Module:
+    """Return a copy of a module that holds the very parameters and buffers of the module.
+
+    ``functional_call`` puts a member's tensors into a module for the time of a call. In a
+    copy of its own, a thread is in nobody's way, and an attribute that a forward assigns is
+    assigned there.
+
+    Raises:
+        ArgumentError: (a ``ValueError``) the module cannot be copied.
+
+    Example:
+        >>> model = nn.Linear(2, 1)
+        >>> copied = skeleton(model)
+        >>> copied is model, copied.weight is model.weight
+        (False, True)
+    """
+    return copied_with(model, {id(t): t for t in [*model.parameters(), *model.buffers()]})
+
+
+def independent_copy(model: nn.Module, change: Callable[[Tensor], Tensor]) -> nn.Module:
+    """Return a copy that shares no memory with the module.
+
+    Args:
+        model: the module.
+        change: makes a parameter's value in the copy of the module's.
+
+    Raises:
+        ArgumentError: (a ``ValueError``) the module cannot be copied.
+    """
+    copies: dict[int, Any] = {id(buffer): buffer.clone() for buffer in model.buffers()}
+    for parameter in model.parameters():
+        value = change(parameter.detach()).clone()
+        copies[id(parameter)] = nn.Parameter(value, requires_grad=parameter.requires_grad)
+    return copied_with(model, copies)
+
+
+def attributes(model: nn.Module) -> Iterator[tuple[str, Any]]:
+    """Yield what a module and its parts hold beside parameters, buffers and parts, by name."""
+    for name, part in model.named_modules():
+        for key, value in vars(part).items():
+            if key not in _REGISTERED:
+                yield f"{name}.{key}" if name else key, value
+
+
+def copied_with(model: nn.Module, tensors: dict[int, Any]) -> nn.Module:
+    """Return a deep copy of a module with other tensors in the place of some of its own.
+
+    Args:
+        model: the module.
+        tensors: what the copy holds, by the ``id`` of what the module holds.
+
+    Raises:
+        ArgumentError: (a ``ValueError``) the module cannot be copied.
+    """
+    copies = dict(tensors)  # wherever deepcopy meets one of these, it takes ours
+    for _, value in attributes(model):
+        for leaf in _pytree.tree_leaves(value):
+            if isinstance(leaf, Tensor) and not leaf.is_leaf:  # deepcopy refuses a history
+                copies.setdefault(id(leaf), leaf.detach().clone())
+    try:
+        return copy.deepcopy(model, copies)
+    except Exception as error:  # a module may hold whatever cannot be copied: a file, a lock
+        raise ArgumentError(
+            "model",
+            "a module that copy.deepcopy can copy",
+            f"{type(model).__name__} ({first_line(error)})",
+            "Members run in copies of it, so that no forward changes yours.",
+        ) from error
+
+
+def first_line(error: Exception) -> str:
+    r"""Return an error's first line, or its class where it says nothing.
+
+    Example:
+        >>> first_line(ValueError("a\nb")), first_line(ValueError())
+        ('a', 'ValueError')
+    """
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
