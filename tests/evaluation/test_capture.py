@@ -100,7 +100,7 @@ class TestRefused:
             assert "\n" not in str(caught.value)
 
     def test_images_that_it_does_not_take(self):
-        with pytest.raises(ArgumentError, match="x: needed images that Linear takes") as caught:
+        with pytest.raises(ArgumentError, match="x: needed examples that Linear takes") as caught:
             capture(nn.Linear(4, 2), IMAGES)
         assert "got [4, 3] of torch.float32 (" in str(caught.value)
 

@@ -6,9 +6,12 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 
 from tinkering.errors import ArgumentError
 from tinkering.evaluation.fitness import accuracy, checked, negative_cross_entropy
+from tinkering.evaluation.forward import evaluate
+from tinkering.population import PerturbedPopulation
 
 sizes = st.tuples(st.integers(1, 4), st.integers(1, 4), st.integers(1, 5))
 
@@ -78,3 +81,103 @@ def test_checked_refuses_a_number_for_all():
         "fitness: needed a tensor of shape [members] = [3], one number a member, got a tensor of "
         "shape []. Average over the images of a member (dimension 1), not over the members."
     )
+
+
+class TestRatedApart:
+    """A member's fitness must not depend on who is beside it: it is called on portions."""
+
+    MODEL = nn.Sequential(nn.Linear(4, 3)).eval()
+    X, Y = torch.randn(2, 4), torch.zeros(2, dtype=torch.long)
+
+    def rate(self, fitness, size=256, engine="auto"):
+        population = PerturbedPopulation(self.MODEL, size, 0.5, antithetic=False)
+        return evaluate(self.MODEL, population, self.X, self.Y, fitness, engine=engine)
+
+    @pytest.mark.parametrize("engine", ["factored", "sequential", "vmapped"])
+    @pytest.mark.parametrize(
+        "over_members",
+        [
+            lambda values: values - values.mean(),
+            lambda values: values / values.abs().max(),
+            lambda values: values.argsort().argsort().float(),
+            lambda values: values.softmax(0),
+            lambda values: values - values.cumsum(0),
+        ],
+    )
+    @pytest.mark.parametrize("size", [2, 256])
+    def test_what_ranks_or_normalises_is_refused(self, over_members, engine, size):
+        with pytest.raises(ArgumentError) as caught:
+            self.rate(lambda logits, _: over_members(logits.sum((1, 2))), size, engine)
+        assert str(caught.value) == (
+            "fitness: needed a function that rates each member by itself, as it is called on some "
+            "at a time, got one that gives a member another fitness beside other members. To rank "
+            "or normalise over members, do so with what evaluate returns."
+        )
+
+    def test_what_does_not_is_asked_once(self):
+        calls = []
+
+        def fitness(logits, labels):
+            calls.append(len(logits))
+            return logits.sum((1, 2)) - labels.sum(1)
+
+        first = self.rate(fitness)
+        asked = sum(calls)
+        assert torch.equal(self.rate(fitness), first)
+        assert asked > 256 == sum(calls) - asked
+
+    def test_what_is_random_is_let_be(self):
+        torch.manual_seed(0)
+        assert self.rate(lambda logits, _: torch.rand(len(logits))).shape == (256,)
+
+    def test_the_question_leaves_the_generator_alone(self):
+        def noisy(logits, _):
+            return logits.sum((1, 2)) + 0 * torch.rand(())
+
+        torch.manual_seed(0)
+        self.rate(noisy, 2)
+        first = torch.rand(())
+        torch.manual_seed(0)
+        self.rate(noisy, 2)
+        assert torch.equal(torch.rand(()), first)
+
+    def test_not_finite_is_no_difference(self):
+        result = self.rate(lambda logits, _: logits.sum((1, 2)) * math.nan)
+        assert result.isnan().all()
+
+    def test_an_object_without_a_hash(self):
+        class Rate:
+            __hash__ = None
+
+            def __call__(self, logits, labels):
+                del labels
+                return logits.sum((1, 2))
+
+        assert self.rate(Rate()).shape == (256,)
+
+
+@pytest.mark.parametrize(
+    ("rate", "dtype"),
+    [
+        (lambda logits, labels: (logits.argmax(2) == labels).sum(1), torch.int64),
+        (lambda logits, labels: (logits.argmax(2) == labels).all(1), torch.bool),
+    ],
+)
+def test_counts_and_successes_become_decimals(rate, dtype):
+    logits, labels = drawn(5, 4, 3)
+    assert rate(logits, labels).dtype == dtype
+    result = checked(rate, logits, labels)
+    assert result.dtype == torch.float32
+    assert torch.equal(result, rate(logits, labels).float())
+
+
+def test_labels_are_not_the_callers():
+    logits, labels = drawn(5, 4, 3)
+    before = labels.clone()
+
+    def erases(logits, labels):
+        labels.zero_()
+        return logits.sum((1, 2))
+
+    checked(erases, logits, labels)
+    assert torch.equal(labels, before)

@@ -140,7 +140,7 @@ class TestImages:
         for engine in ENGINES:
             found = message(model=model, population=population_of(model), x=x, engine=engine)
             assert found.startswith(
-                f"x: needed images that {type(model).__name__} takes, [batch, ...] for each "
+                f"x: needed examples that {type(model).__name__} takes, [batch, ...] for each "
                 f"member, got {list(x.shape)} of {x.dtype} ("
             )
 

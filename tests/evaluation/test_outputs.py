@@ -787,7 +787,7 @@ class TestRefusals:
 
     def test_images_that_the_module_does_not_take(self):
         assert self.said(ArgumentError, x=torch.zeros(3, 7)).startswith(
-            "x: needed images that Sequential takes, [batch, ...] for each member, got [3, 7]"
+            "x: needed examples that Sequential takes, [batch, ...] for each member, got [3, 7]"
         )
 
     @pytest.mark.parametrize("train", [True, False])

@@ -15,9 +15,10 @@ from tinkering.evaluation.batchnorm import (
     reference_statistics,
 )
 from tinkering.evaluation.engines import ENGINES
-from tinkering.evaluation.fit import require_device, require_fit, require_kinds, require_tensor
+from tinkering.evaluation.fit import require_device, require_fit, require_kinds
 from tinkering.population import PerturbedPopulation, Population
 from tinkering.population.copies import first_line, independent_copy
+from tinkering.population.required import require_tensor
 
 InDims = tuple[int | None, int | None]
 

@@ -35,6 +35,7 @@ from torch.func import functional_call
 from tinkering.errors import ArgumentError
 from tinkering.evaluation.fingerprint import fingerprint
 from tinkering.population.copies import skeleton
+from tinkering.population.required import require_tensor
 
 _without_statistics: WeakKeyDictionary[nn.Module, tuple[Hashable, nn.Module]] = WeakKeyDictionary()
 
@@ -127,6 +128,7 @@ def reference_statistics(
         >>> buffers["running_mean"], buffers["running_var"]
         (tensor([2.]), tensor([1.]))
     """
+    require_tensor("x", x)
     if len(x) < 2:
         raise ArgumentError("x", "at least two images, for a variance", len(x))
     if tile < 2:

@@ -10,28 +10,20 @@ from tinkering.errors import ArgumentError
 from tinkering.population import ParamsAndBuffers, PerturbedPopulation, Population
 
 
-def require_tensor(argument: str, value: object, needed: str = "a tensor") -> None:
-    """Refuse what is no tensor, such as an array or a list.
-
-    Raises:
-        ArgumentError: (a ``ValueError``) it is none.
-    """
-    if not isinstance(value, Tensor):
-        advice = "Call torch.as_tensor on it."
-        raise ArgumentError(argument, needed, f"a {type(value).__name__}", advice)
-
-
-def require_kinds(model: object, population: object) -> None:
-    """Refuse a model that is no module, and a population that is none.
+def require_kinds(model: object, population: object, kind: type = Population) -> None:
+    """Refuse a model that is no module, and a population of another kind.
 
     Raises:
         ArgumentError: (a ``ValueError``) as it says.
     """
     if not isinstance(model, nn.Module):
         raise ArgumentError("model", "a module", f"a {type(model).__name__}")
-    if not isinstance(population, Population):
-        advice = "StackedPopulation and PerturbedPopulation make one of modules or parameters."
-        raise ArgumentError("population", "a population", f"a {type(population).__name__}", advice)
+    if not isinstance(population, kind):
+        advice = ""
+        if kind is Population:
+            advice = "StackedPopulation and PerturbedPopulation make one of modules or parameters."
+        came = f"a {type(population).__name__}"
+        raise ArgumentError("population", f"a {kind.__name__}", came, advice)
 
 
 def require_fit(model: nn.Module, population: Population) -> None:

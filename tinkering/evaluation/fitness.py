@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tinkering.errors import ArgumentError
-from tinkering.evaluation.fit import require_tensor
 from tinkering.evaluation.probe import GENERATOR
+from tinkering.population.required import require_tensor
 
 Fitness = Callable[[Tensor, Tensor], Tensor]
 """``(logits [members, batch, classes], labels [members, batch]) -> [members]``.

@@ -16,13 +16,13 @@ from tinkering.evaluation.arguments import (
 from tinkering.evaluation.batchnorm import Policy, Reference, with_batch_statistics
 from tinkering.evaluation.engines import ENGINES, choose
 from tinkering.evaluation.finite import require_finite, require_finite_rest
-from tinkering.evaluation.fit import require_tensor
 from tinkering.evaluation.fitness import Fitness, negative_cross_entropy, rated
 from tinkering.evaluation.job import Job, Run
 from tinkering.evaluation.look import look
 from tinkering.evaluation.onednn import bfloat16_is_fast
 from tinkering.evaluation.plan import Plan, make_plan
 from tinkering.population import Population
+from tinkering.population.required import require_tensor
 
 
 @torch.no_grad()

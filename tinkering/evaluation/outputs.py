@@ -27,7 +27,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from tinkering.errors import ArgumentError, UnsupportedLayerError
-from tinkering.evaluation.fit import require_state_fits
+from tinkering.evaluation.fit import require_kinds, require_state_fits
 from tinkering.evaluation.fitness import Fitness, negative_cross_entropy, rated
 from tinkering.evaluation.graph import Fused, Program, name_of
 from tinkering.evaluation.layers import Values
@@ -38,6 +38,7 @@ from tinkering.evaluation.output_targets import Target, find_targets
 from tinkering.evaluation.still_layers import StillLayers
 from tinkering.evaluation.threads import map_in_order
 from tinkering.population.perturbed_outputs import PerturbedOutputs
+from tinkering.population.required import require_tensor
 
 _IMAGES_A_SUM = 16
 """Few, so that there are parts for several workers; enough for a product of matrices."""
@@ -88,6 +89,9 @@ def evaluate_outputs(
         >>> scores.fitness.shape, scores.ascent["0.weight"].shape
         (torch.Size([60]), torch.Size([4, 8]))
     """
+    require_kinds(model, population, PerturbedOutputs)
+    require_tensor("x", x)
+    require_tensor("y", y)
     if x.numel() == 0:
         raise ArgumentError("x", "at least one image", list(x.shape))
     if y.shape != x.shape[:1]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +18,10 @@ from tinkering.population.copies import attributes, first_line, independent_copy
 
 GENERATOR = threading.RLock()
 """Held by whoever seeds PyTorch's generator, which all threads share."""
+
+
+_MISTAKES = (RuntimeError, ValueError, IndexError, TypeError, AssertionError)
+"""What a forward raises where it is given what it does not take."""
 
 
 @dataclass(frozen=True)
@@ -105,11 +110,19 @@ def _called(model: nn.Module, images: Tensor, x: Tensor) -> tuple[Any, bool]:
     """Return the result for some images, and whether random numbers were drawn for it."""
     try:
         return _drawing(model, images)
-    except (RuntimeError, ValueError, IndexError, TypeError, AssertionError) as error:
+    except _MISTAKES as error:
+        advice = ""
+        with suppress(*_MISTAKES):
+            _drawing(model, x[None])
+            advice = (
+                "An axis for the batch is missing: x[:, None] where each member has an example of "
+                "its own, x[None] where they share one."
+            )
         raise ArgumentError(
             "x",
-            f"images that {type(model).__name__} takes, [batch, ...] for each member",
+            f"examples that {type(model).__name__} takes, [batch, ...] for each member",
             f"{list(x.shape)} of {x.dtype} ({first_line(error)})",
+            advice,
         ) from error
 
 

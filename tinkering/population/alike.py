@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from tinkering.errors import ArgumentError
+from tinkering.population.required import require_named
 
 Traits = dict[str, dict[str, object]]
 """Of each parameter, buffer and submodule: words, and what a module has there."""
@@ -20,10 +21,9 @@ def detached(argument: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     Raises:
         ArgumentError: (a ``ValueError``) one is not a tensor, or has no axis of members.
     """
+    require_named(argument, tensors)
     held = {}
     for name, tensor in tensors.items():
-        if not isinstance(tensor, Tensor):
-            raise ArgumentError(argument, f"a tensor for {name!r}", type(tensor).__name__)
         if not tensor.ndim:
             raise ArgumentError(argument, f"{name!r} of shape [members, ...]", [])
         held[name] = tensor.detach()

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from tinkering.errors import ArgumentError
 from tinkering.noise import Factors, LowRank, Noise, Stream, draw, on_device
 from tinkering.population.member import ParamsAndBuffers, as_module, part_of
+from tinkering.population.required import require_decimals, require_named
 
 _MEMBERS_PER_DRAW = 1024
 """Members whose noise is in memory at a time."""
@@ -103,7 +104,9 @@ class PerturbedPopulation:
             self.params = {name: p.detach() for name, p in model.named_parameters()}
             self.buffers = dict(model.named_buffers())
         else:
+            require_named("model", model)
             self.params = dict(model)
+        require_decimals("model", self.params)
         self.sigma = _checked(sigma, self.params)
         self.noise: Noise = LowRank(rank=1) if noise is None else noise
         self.stream = Stream(seed, generation)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from tinkering.errors import ArgumentError
 from tinkering.noise import LowRank, Noise, Stream, draw, on_device
 from tinkering.population.member import ParamsAndBuffers, as_module, part_of
+from tinkering.population.required import require_decimals, require_named
 
 
 class Mutation(NamedTuple):
@@ -82,7 +83,9 @@ class SeedChainPopulation:
             self.base = {name: p.detach() for name, p in model.named_parameters()}
             self.buffers = dict(model.named_buffers())
         else:
+            require_named("model", model)
             self.base = dict(model)
+        require_decimals("model", self.base)
         self.chains: tuple[Chain, ...] = tuple(chains)
         """Of each member."""
         self.noise: Noise = LowRank(rank=1) if noise is None else noise

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from tinkering.errors import ArgumentError
 from tinkering.population.alike import detached, in_order_of, require_alike, require_members
 from tinkering.population.member import ParamsAndBuffers, as_module, part_of
+from tinkering.population.required import require_tensor
 
 
 class StackedPopulation:
@@ -92,6 +93,8 @@ class StackedPopulation:
             >>> StackedPopulation.from_modules(models).params["weight"].shape
             torch.Size([6, 4, 8])
         """
+        if not isinstance(models, Iterable):
+            raise ArgumentError("models", "modules, one a member", f"a {type(models).__name__}")
         modules = list(models)
         require_alike(modules)
         params = _stack([dict(module.named_parameters()) for module in modules])
@@ -124,6 +127,7 @@ class StackedPopulation:
             >>> population.params["weight"], population.params["bias"]
             (tensor([[[1., 2.]]]), tensor([[3.]]))
         """
+        require_tensor("vectors", vectors)
         shapes = {name: p.shape for name, p in model.named_parameters()}
         width = sum(shape.numel() for shape in shapes.values())
         if vectors.ndim != 2 or vectors.shape[1] != width:

@@ -154,6 +154,8 @@ def evolve(
             evaluations += evaluator.images(population)
             seconds = time.monotonic() - start
             fitness = told if isinstance(told, Tensor) else told.fitness
+            if not fitness.is_floating_point():  # counts, or whether a member succeeded
+                fitness = fitness.double()
             record: Record = {
                 "generation": generation,
                 "evaluations": evaluations,

@@ -16,6 +16,7 @@ from torch import Tensor
 from tinkering.errors import ArgumentError
 from tinkering.noise import LowRank, Noise
 from tinkering.population import PerturbedPopulation
+from tinkering.population.required import require_decimals, require_named, require_tensor
 from tinkering.strategies.groups import Group, group_of_each
 from tinkering.strategies.schedules import Schedule, inverse_sqrt, require_positive, value_at
 from tinkering.strategies.shaping import (
@@ -145,10 +146,12 @@ class EvolutionStrategy:
             ArgumentError: (a ``ValueError``) a pattern of `groups` matches no parameter, or
                 no parameter evolves.
         """
+        require_named("params", params)
         of_each = group_of_each(params, self.groups)
         copies = {name: p.detach().clone() for name, p in params.items()}
         centre = {name: p for name, p in copies.items() if of_each[name].sigma}
         fixed = {name: p for name, p in copies.items() if not of_each[name].sigma}
+        require_decimals("params", centre)
         average = {name: p.clone() for name, p in centre.items()}
         factors = {name: of_each[name].step for name in centre}
         optimiser = fresh_optimiser(self._make_optimiser, centre, self._rate(0), factors)
@@ -189,6 +192,7 @@ class EvolutionStrategy:
             ArgumentError: (a ``ValueError``) fitness has another shape, or a schedule
                 returned a number that cannot be used.
         """
+        require_tensor("fitness", fitness, f"a tensor of shape [{self.population}]")
         if fitness.shape != (self.population,):
             raise ArgumentError(
                 "fitness", f"a tensor of shape [{self.population}]", list(fitness.shape)

@@ -15,6 +15,7 @@ from torch import Tensor
 from tinkering.errors import ArgumentError
 from tinkering.noise import Dense, Noise
 from tinkering.population import Chain, Mutation, SeedChainPopulation
+from tinkering.population.required import require_decimals, require_tensor
 from tinkering.strategies.schedules import Schedule, require_positive, value_at
 from tinkering.strategies.told import Told
 
@@ -104,6 +105,7 @@ class GeneticAlgorithm:
 
     def init(self, params: Mapping[str, Tensor]) -> GeneticState:
         """Return the state before the first generation, with a copy of `params` as parent."""
+        require_decimals("params", params)
         base = {name: p.detach().clone() for name, p in params.items()}
         return GeneticState(0, base, parents=((),))
 
@@ -132,6 +134,7 @@ class GeneticAlgorithm:
         Raises:
             ArgumentError: (a ``ValueError``) fitness has another shape.
         """
+        require_tensor("fitness", fitness, f"a tensor of shape [{self.population}]")
         if fitness.shape != (self.population,):
             raise ArgumentError(
                 "fitness", f"a tensor of shape [{self.population}]", list(fitness.shape)

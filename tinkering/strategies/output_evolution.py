@@ -17,6 +17,7 @@ from torch import Tensor
 from tinkering.errors import ArgumentError
 from tinkering.noise import Stream
 from tinkering.population.perturbed_outputs import PerturbedOutputs
+from tinkering.population.required import require_decimals
 from tinkering.strategies.schedules import Schedule, require_positive, value_at
 from tinkering.strategies.stepping import fresh_optimiser, stepped
 from tinkering.strategies.told import Told, all_finite
@@ -126,6 +127,7 @@ class OutputEvolution:
 
     def init(self, params: Mapping[str, Tensor]) -> OutputState:
         """Return the state before the first generation, with a copy of `params` as centre."""
+        require_decimals("params", params)
         centre = {name: p.detach().clone() for name, p in params.items()}
         average = {name: p.clone() for name, p in centre.items()}
         rate = value_at("learning_rate", self.learning_rate, 0)

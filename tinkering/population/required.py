@@ -1,0 +1,63 @@
+"""What has to be a tensor, or parameters by name; anything else is refused in words."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor, nn
+
+from tinkering.errors import ArgumentError
+
+
+def require_tensor(argument: str, value: object, needed: str = "a tensor") -> None:
+    """Refuse what is no tensor, such as an array or a list.
+
+    Raises:
+        ArgumentError: (a ``ValueError``) it is none.
+
+    Example:
+        >>> require_tensor("x", [1.0, 2.0])
+        Traceback (most recent call last):
+        tinkering.errors.ArgumentError: x: needed a tensor, got a list. Call torch.as_tensor on it.
+    """
+    if not isinstance(value, Tensor):
+        came = f"a {type(value).__name__}"
+        raise ArgumentError(argument, needed, came, "Call torch.as_tensor on it.")
+
+
+def require_named(argument: str, value: object) -> None:
+    """Refuse what is no mapping of tensors by name.
+
+    Raises:
+        ArgumentError: (a ``ValueError``) it is none.
+    """
+    if not isinstance(value, Mapping):
+        advice = "It is dict(model.named_parameters())." if isinstance(value, nn.Module) else ""
+        raise ArgumentError(argument, "tensors by name", f"a {type(value).__name__}", advice)
+    for name, tensor in value.items():
+        if not isinstance(tensor, Tensor):
+            raise ArgumentError(argument, f"a tensor for {name!r}", f"a {type(tensor).__name__}")
+
+
+def require_decimals(argument: str, params: Mapping[str, Tensor]) -> None:
+    """Refuse parameters that noise cannot be added to without being rounded away.
+
+    Raises:
+        ArgumentError: (a ``ValueError``) one is no tensor, or holds integers or booleans.
+
+    Example:
+        >>> import torch
+        >>> require_decimals("model", {"table": torch.tensor([1, 2])})
+        Traceback (most recent call last):
+        tinkering.errors.ArgumentError: model: needed parameters of a floating-point dtype, got
+        torch.int64 in 'table'. Hand in the others as a dict: it stays as it is then.
+    """
+    require_named(argument, params)
+    for name, value in params.items():
+        if not (value.is_floating_point() or value.is_complex()):
+            raise ArgumentError(
+                argument,
+                "parameters of a floating-point dtype",
+                f"{value.dtype} in {name!r}",
+                "Hand in the others as a dict: it stays as it is then.",
+            )
