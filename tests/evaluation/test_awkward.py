@@ -129,25 +129,27 @@ def test_equal_to_the_loop_and_nothing_is_moved(name, kind, engine):
     model, members = module(name), population(name, kind)
     before = held(model) + held(members)
     served = 0
-    for own, batch in ((False, 3), (True, 2), (True, 1)):
-        in_dims = (0, 0) if own else (0, None)
+    for own, batch, dtype in (
+        (False, 3, torch.float32),
+        (True, 1, torch.float32),
+        (True, 2, torch.bfloat16),
+    ):
         x, wanted = inputs(name, own, batch), expected(name, kind, own, batch)
         y = torch.arange(batch).expand(SIZE, -1).clone() if own else torch.arange(batch)
         given = x.clone(), y.clone()
         rating = hostile(wanted.clone(), y.clone().expand(SIZE, -1).clone())
-        for dtype in (torch.float32, torch.bfloat16):
-            options = {"in_dims": in_dims, "dtype": dtype, "engine": engine}
-            try:
-                result = forward(model, members, x, **options)
-            except UnsupportedLayerError:
-                assert engine in ("factored", "vmapped")
-                continue
-            served += 1
-            compared(result, wanted, dtype)
-            rated = evaluate(model, members, x, y, hostile, **options)
-            tolerance = (1e-4 if dtype == torch.float32 else 0.1) * rating.abs().max()
-            assert (rated - rating).abs().max() <= tolerance
-            assert plan(model, members, x, **options).engine in ENGINES
+        options = {"in_dims": (0, 0) if own else (0, None), "dtype": dtype, "engine": engine}
+        try:
+            result = forward(model, members, x, **options)
+        except UnsupportedLayerError:
+            assert engine in ("factored", "vmapped")
+            continue
+        served += 1
+        compared(result, wanted, dtype)
+        rated = evaluate(model, members, x, y, hostile, **options)
+        tolerance = (1e-4 if dtype == torch.float32 else 0.1) * rating.abs().max()
+        assert (rated - rating).abs().max() <= tolerance
+        assert plan(model, members, x, **options).engine in ENGINES
         assert torch.equal(x, given[0])
         assert torch.equal(y, given[1])
     for (path, old), (_, new) in zip(before, held(model) + held(members), strict=True):

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tinkering.population.copies import attributes
+from tinkering.population.copies import attributes_of
 
 _PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device)
 
@@ -28,23 +28,18 @@ def fingerprint(model: nn.Module) -> Hashable:
         (True, False)
     """
     first: dict[int, int] = {}
-    tensors = [
-        # The place where a tensor stands first: tied ones have the same.
-        (name, first.setdefault(id(t), at), t.shape, t.dtype, t.device)
-        for at, (name, t) in enumerate(
-            [
-                *model.named_parameters(remove_duplicate=False),
-                *model.named_buffers(remove_duplicate=False),
-            ]
-        )
-    ]
-    parts = [(name, _code(part)) for name, part in model.named_modules()]
-    held = [(name, _digest(value)) for name, value in attributes(model)]
-    return tuple(parts), tuple(tensors), tuple(held)
-
-
-def _code(part: nn.Module) -> tuple[type, object]:
-    return type(part), type(part).forward
+    seen: list[Hashable] = []
+    for name, part in model.named_modules(remove_duplicate=False):
+        seen.append((name, type(part), type(part).forward))
+        for key, tensor in [*part._parameters.items(), *part._buffers.items()]:
+            if tensor is None:
+                seen.append(key)
+                continue
+            # The place where a tensor stands first: tied ones have the same.
+            place = first.setdefault(id(tensor), len(seen))
+            seen.append((key, place, tensor.shape, tensor.dtype, tensor.device))
+        seen.extend([(key, _digest(value)) for key, value in attributes_of(part)])
+    return tuple(seen)
 
 
 def _digest(value: Any) -> Hashable:

@@ -11,7 +11,20 @@ from torch.utils import _pytree
 
 from tinkering.errors import ArgumentError
 
-_REGISTERED = ("_parameters", "_buffers", "_modules")
+_OF_NO_CONSEQUENCE = {
+    "_backward_hooks",
+    "_backward_pre_hooks",
+    "_buffers",
+    "_is_full_backward_hook",
+    "_load_state_dict_post_hooks",
+    "_load_state_dict_pre_hooks",
+    "_modules",
+    "_non_persistent_buffers_set",
+    "_parameters",
+    "_state_dict_hooks",
+    "_state_dict_pre_hooks",
+}
+"""What every module holds beside attributes that its forward may read."""
 
 
 def skeleton(model: nn.Module) -> nn.Module:
@@ -53,9 +66,13 @@ def independent_copy(model: nn.Module, change: Callable[[Tensor], Tensor]) -> nn
 def attributes(model: nn.Module) -> Iterator[tuple[str, Any]]:
     """Yield what a module and its parts hold beside parameters, buffers and parts, by name."""
     for name, part in model.named_modules():
-        for key, value in vars(part).items():
-            if key not in _REGISTERED:
-                yield f"{name}.{key}" if name else key, value
+        for key, value in attributes_of(part):
+            yield f"{name}.{key}" if name else key, value
+
+
+def attributes_of(part: nn.Module) -> list[tuple[str, Any]]:
+    """Return what a module itself holds beside parameters, buffers and parts, by name."""
+    return [(key, value) for key, value in vars(part).items() if key not in _OF_NO_CONSEQUENCE]
 
 
 def copied_with(model: nn.Module, tensors: dict[int, Any]) -> nn.Module:
