@@ -206,11 +206,12 @@ def get_parallel_forward_pass_fn(
 ) -> Callable[[ParamsAndBuffers, Tensor], Tensor]:
     """Return a function that runs many parameter sets through `model`.
 
-    What it returns is what ``torch.func.vmap`` returns. On the CPU, in eval mode and where no
-    gradient is wanted, members run one after the other through the module's fused layers,
-    which is faster; everywhere else it is ``vmap`` itself: gradients flow through it, and in
-    train mode each member moves its own running statistics. Dropout, where the module has
-    any, draws the same mask for every member (``randomness="same"``).
+    What it returns is what ``torch.func.vmap`` returns. On the CPU, in eval mode, where no
+    gradient is wanted and convolutions make large values, members run one after the other
+    through the module's fused layers, which is faster; everywhere else it is ``vmap`` itself:
+    gradients flow through it, and in train mode each member moves its own running statistics.
+    Dropout, where the module has any, draws the same mask for every member
+    (``randomness="same"``). `x` is not written to, and threads may share the function.
 
     Args:
         model: a module, for its structure and its train or eval mode.
@@ -242,23 +243,26 @@ def get_parallel_forward_pass_fn(
     if chunk_size is not None and chunk_size < 1:
         raise ArgumentError("chunk_size", "an integer of at least 1", chunk_size)
 
+    # Imported late: the engines stand above this room, and only this function needs them.
+    from tinkering.evaluation.parallel import parallel_forward
+
     def forward_one(params_and_buffers: ParamsAndBuffers, x: Tensor) -> Tensor:
-        return functional_forward_core(model, params_and_buffers, x)
+        logits: Tensor = functional_call(model, params_and_buffers, (x,))  # type: ignore[arg-type]
+        return logits
 
     together: Callable[[ParamsAndBuffers, Tensor], Tensor] = vmap(
         forward_one, in_dims=in_dims, randomness="same", chunk_size=chunk_size
     )
 
-    def forward(params_and_buffers: ParamsAndBuffers, x: Tensor) -> Tensor:
-        # Imported late: the engines stand above this room, and only this function needs them.
-        from tinkering.evaluation.parallel import parallel_forward
+    shared, lock = in_dims == (0, None), _lock_of(model)
 
+    def forward(params_and_buffers: ParamsAndBuffers, x: Tensor) -> Tensor:
         if chunk_size is None:
-            fast = parallel_forward(model, params_and_buffers, x, in_dims == (0, None))
+            fast = parallel_forward(model, params_and_buffers, x, shared)
             if fast is not None:
                 return fast
         # A module holds its members' tensors for the time of a call.
-        with _lock_of(model):
+        with lock:
             return together(params_and_buffers, x.clone())
 
     return forward
