@@ -9,10 +9,14 @@ import pytest
 import torch
 
 import tinkering
+from tinkering.errors import ArgumentError
 from tinkering.evaluation import threads as threads_module
+from tinkering.evaluation.outputs import evaluate_outputs
 from tinkering.evaluation.threads import map_in_order
 from tinkering.models import BasicBlock, SimpleResNet
+from tinkering.noise import Stream
 from tinkering.population import PerturbedPopulation, StackedPopulation
+from tinkering.population.perturbed_outputs import PerturbedOutputs
 
 
 @pytest.fixture
@@ -116,6 +120,171 @@ def iter_into(seen, results):
     return []
 
 
+def in_time(function):
+    """What a function returns or raises, where one that hangs fails the test."""
+    came = []
+
+    def run():
+        try:
+            came.append((function(), None))
+        except BaseException as error:
+            came.append((None, error))
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(10)
+    assert came, "it hangs"
+    result, error = came[0]
+    if error is not None:
+        raise error
+    return result
+
+
+@pytest.fixture
+def _own_pools():
+    """A test that hangs leaves its pool's threads busy: no other test may be given them."""
+    threads_module._pool.cache_clear()
+    yield
+    threads_module._pool.cache_clear()
+
+
+@pytest.mark.usefixtures("_own_pools")
+@pytest.mark.parametrize("threads", [1, 2])
+class TestNested:
+    def test_at_any_depth_in_order_and_in_the_thread_that_asks(self, threads):
+        def look(depth, item):
+            here = threading.get_ident(), torch.get_num_threads(), torch.is_grad_enabled()
+            if depth == 0:
+                return item, {here}
+            with torch.enable_grad():
+                below = list(map_in_order(lambda i: look(depth - 1, i), range(3), threads))
+            assert [number for number, _ in below] == [0, 1, 2] if depth == 1 else True
+            return item, set.union({here}, *(seen for _, seen in below))
+
+        results = in_time(
+            lambda: list(map_in_order(lambda i: look(3, i), range(2 * threads + 3), threads))
+        )
+        assert [item for item, _ in results] == list(range(2 * threads + 3))
+        for _, seen in results:
+            (one,) = seen
+            assert one[1:] == (1, False)
+
+    def test_an_error_comes_through_and_the_pool_lives_on(self, threads):
+        def fail(item):
+            raise KeyError(item)
+
+        def nested(item):
+            return list(map_in_order(fail, [item], threads))
+
+        with pytest.raises(KeyError, match="7"):
+            in_time(lambda: list(map_in_order(nested, [7, 8, 9], threads)))
+        assert in_time(lambda: list(map_in_order(str, [1, 2], threads))) == ["1", "2"]
+
+    def test_one_that_is_closed_early_takes_no_further_items(self, threads):
+        taken = []
+
+        def nested(_):
+            return next(map_in_order(lambda i: i, (taken.append(i) or i for i in range(9)), 1))
+
+        assert in_time(lambda: list(map_in_order(nested, [0], threads))) == [0]
+        assert taken == [0]
+
+    def test_a_fitness_may_evaluate_another_population(self, set_threads, threads):
+        set_threads(threads)
+        torch.manual_seed(0)
+        model = torch.nn.Sequential(torch.nn.Linear(6, 4), torch.nn.ReLU(), torch.nn.Linear(4, 3))
+        others = PerturbedPopulation(model.eval(), size=8, sigma=0.1)
+        x, y = torch.randn(5, 6), torch.zeros(5, dtype=torch.long)
+        set_threads(1)  # as it is in the threads of a pool, where the plan is made
+        alone = tinkering.evaluate(model, others, x, y)
+        set_threads(threads)
+        same = []
+
+        def fitness(logits, labels):
+            same.append(torch.equal(tinkering.evaluate(model, others, x, y), alone))
+            return -torch.nn.functional.cross_entropy(
+                logits.flatten(0, 1), labels.flatten(), reduction="none"
+            ).view(labels.shape).mean(1)
+
+        centre = {name: value.detach() for name, value in model.named_parameters()}
+        members = PerturbedOutputs(centre, 6, 0.1, Stream(0, 0), lambda f: f - f.mean(1, True))
+
+        def evaluated():
+            plain = evaluate_outputs(model, members, x, y)
+            return plain.fitness, evaluate_outputs(model, members, x, y, fitness).fitness
+
+        plain, nested = in_time(evaluated)
+        assert torch.equal(plain, nested)
+        assert same
+        assert all(same)
+
+
+@pytest.mark.usefixtures("_own_pools")
+class TestThreadsThatCannotStart:
+    @pytest.mark.parametrize("error", [RuntimeError("can't start new thread"), MemoryError()])
+    def test_is_refused_and_those_that_did_start_end(self, monkeypatch, set_threads, error):
+        """What has started would wait for the others for ever, also when Python ends."""
+        set_threads(2)
+        begun, start = [], threading.Thread.start
+
+        def few(thread):
+            if not thread.name.startswith("tinkering"):
+                return start(thread)
+            if len(begun) == 3:
+                raise error
+            begun.append(thread)
+            return start(thread)
+
+        monkeypatch.setattr(threading.Thread, "start", few)
+        with pytest.raises(ArgumentError, match="threads: needed as many threads as .* got 1,000"):
+            in_time(lambda: list(map_in_order(str, range(3), threads=1000)))
+        for thread in begun:
+            thread.join(10)
+            assert not thread.is_alive()
+        monkeypatch.undo()
+        assert torch.get_num_threads() == 2
+        assert in_time(lambda: list(map_in_order(str, range(3), threads=2))) == ["0", "1", "2"]
+
+    def test_ctrl_c_meanwhile_is_passed_on_and_leaves_no_thread(self, monkeypatch):
+        begun, start = [], threading.Thread.start
+
+        def interrupted(thread):
+            if not thread.name.startswith("tinkering"):
+                return start(thread)
+            if begun:
+                raise KeyboardInterrupt
+            begun.append(thread)
+            return start(thread)
+
+        monkeypatch.setattr(threading.Thread, "start", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            in_time(lambda: list(map_in_order(str, range(3), threads=2)))
+        begun[0].join(10)
+        assert not begun[0].is_alive()
+
+
+@pytest.mark.usefixtures("_own_pools")
+@pytest.mark.skipif(not hasattr(signal, "pthread_kill"), reason="no such signals on this system")
+def test_ctrl_c_while_waiting_leaves_the_items_that_have_not_begun():
+    begun, go_on = [], threading.Event()
+
+    def work(item):
+        begun.append(item)
+        go_on.wait(20)
+
+    def interrupted():
+        results = map_in_order(work, range(20), threads=2)
+        here = threading.get_ident()
+        threading.Timer(0.3, signal.pthread_kill, [here, signal.SIGINT]).start()
+        next(results)
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    go_on.set()
+    assert list(map_in_order(str, range(3), threads=2)) == ["0", "1", "2"]
+    assert sorted(begun) == [0, 1]
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("engine", ["factored", "sequential"])
 def test_logits_have_the_same_bits_for_any_number_of_threads(set_threads, dtype, engine):
@@ -143,16 +312,37 @@ def test_logits_have_the_same_bits_for_any_number_of_threads(set_threads, dtype,
 def test_a_forked_process_starts_threads_of_its_own():
     """It inherits the memory of the pool and none of its threads: it would wait for ever."""
     assert list(map_in_order(str, range(3), threads=2)) == ["0", "1", "2"]
+    assert status_of_a_fork() == 0
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_so_does_one_that_is_forked_while_threads_start():
+    """It inherits a lock that is held, and nobody who would release it."""
+    with threads_module._starting:
+        status = status_of_a_fork()
+    assert status == 0
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_so_does_one_that_is_forked_by_a_thread_of_a_pool():
+    """It is that thread's copy, and of no pool any more."""
+    (status,) = map_in_order(lambda _: status_of_a_fork(), [0], threads=1)
+    assert status == 0
+
+
+def status_of_a_fork():
+    """How a forked process ends that has two threads do something."""
     child = os.fork()
     if child == 0:
-        os._exit(0 if list(map_in_order(str, range(3), threads=2)) == ["0", "1", "2"] else 1)
+        names = list(map_in_order(lambda _: threading.current_thread().name, range(3), threads=2))
+        os._exit(0 if all(name.startswith("tinkering") for name in names) else 1)
     for _ in range(100):
         done, status = os.waitpid(child, os.WNOHANG)
         if done:
-            break
+            return status
         time.sleep(0.1)
-    else:
-        os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
-        pytest.fail("the forked process hangs")
-    assert status == 0
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    return pytest.fail("the forked process hangs")

@@ -3,7 +3,7 @@
 The operations on a tile are so short that threads inside them mostly wait for one
 another, and on a machine that does anything else besides they wait for the scheduler. A
 tile that has a thread to itself waits for nobody, and its result does not depend on the
-number of threads.
+number of threads, nor on which of them took it.
 """
 
 from __future__ import annotations
@@ -18,12 +18,15 @@ from typing import TypeVar
 
 import torch
 
+from tinkering.errors import ArgumentError
 from tinkering.native.allocator import keep_freed_memory
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 _starting = threading.Lock()
+_here = threading.local()
+"""Of a thread of a pool: that it is one."""
 
 
 def map_in_order(
@@ -31,8 +34,20 @@ def map_in_order(
 ) -> Iterator[Result]:
     """Yield ``function(item)`` for each item in order, on some threads.
 
+    A thread that is done takes the next item, so one that is held up holds up no other.
     Gradients are off in `function`. Few results wait at any time, so memory does not grow
     with the number of items.
+
+    In `function` itself, as where a fitness evaluates another population, items are done one
+    after the other in the thread that asks: it would wait for itself otherwise.
+
+    Args:
+        function: of an item; called from any of the threads.
+        items: taken some ahead of their results.
+        threads: how many.
+
+    Raises:
+        ArgumentError: (a ``ValueError``) so many threads cannot be started.
 
     Example:
         >>> list(map_in_order(lambda x: x * x, range(5), threads=2))
@@ -43,6 +58,9 @@ def map_in_order(
         with torch.no_grad():
             return function(item)
 
+    if getattr(_here, "is_of_a_pool", False):
+        yield from map(without_gradients, items)
+        return
     with _starting:
         keep_freed_memory()
         pool = _pool(threads)
@@ -66,23 +84,35 @@ def _pool(threads: int) -> ThreadPoolExecutor:
     before = torch.get_num_threads()
 
     def begin() -> None:
+        _here.is_of_a_pool = True
         torch.get_num_threads()  # a thread's first look at the number would set it again
         torch.set_num_threads(1)  # holds for this thread, and for those that start later
         started.wait()
 
     pool = ThreadPoolExecutor(threads, "tinkering", initializer=begin)
-    for _ in range(threads):
-        pool.submit(int)
     try:
+        for _ in range(threads):
+            pool.submit(int)
         started.wait()
-    except BaseException:  # Ctrl-C, or a thread that could not start: let the others go
+    except BaseException as error:  # Ctrl-C, or one that could not start: let the others go
         started.abort()
         pool.shutdown(wait=False, cancel_futures=True)
-        raise
-    torch.set_num_threads(before)
+        if not isinstance(error, RuntimeError | MemoryError):
+            raise
+        needed = "as many threads as this machine lets a process start"
+        advice = "Ask for fewer with torch.set_num_threads; more than cores gain nothing."
+        raise ArgumentError("threads", needed, f"{threads:,} ({error})", advice) from error
+    finally:
+        torch.set_num_threads(before)
     return pool
 
 
+def _begin_anew() -> None:
+    """Forget the pools: a forked process has their memory and none of their threads."""
+    global _starting, _here
+    _starting, _here = threading.Lock(), threading.local()
+    _pool.cache_clear()
+
+
 if hasattr(os, "register_at_fork"):
-    # A forked process has the pool's memory and none of its threads.
-    os.register_at_fork(after_in_child=_pool.cache_clear)
+    os.register_at_fork(after_in_child=_begin_anew)
