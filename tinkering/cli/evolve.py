@@ -101,7 +101,8 @@ class Evolve:
     threads: Annotated[int | None, tyro.conf.arg(metavar="NUMBER")] = None
     """Processor threads; all cores by default."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Numbers in the members' convolutions; auto is bfloat16 on a processor with AMX."""
+    """Numbers in the members' convolutions; auto is bfloat16 on a processor with
+    AMX or AVX512-BF16."""
     out: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None
     """The run folder, new or empty; runs/DATA-wWIDTH-sSEED-TIME by default."""
     tensorboard: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False

@@ -184,9 +184,10 @@ def plan_evaluation(
 
 
 def fastest_dtype() -> torch.dtype:
-    """Return bfloat16 where this processor is faster at it, float32 elsewhere.
+    """Return bfloat16 where this processor has instructions for it, float32 elsewhere.
 
-    It is measured once: a convolution in both.
+    Those are AMX and AVX512-BF16. Nothing is timed, so the same processor and PyTorch always get
+    the same answer.
 
     Example:
         >>> fastest_dtype() in (torch.bfloat16, torch.float32)

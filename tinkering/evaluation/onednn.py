@@ -9,7 +9,6 @@ where they are missing or wrong the public path serves.
 from __future__ import annotations
 
 import logging
-import time
 import warnings
 from dataclasses import dataclass
 from functools import cache
@@ -98,18 +97,15 @@ def packed_convolutions_work(dtype: torch.dtype) -> bool:
     return True
 
 
-@cache
 def bfloat16_is_fast() -> bool:
-    """Return whether bfloat16 convolutions pay on this processor: probed once, by the clock.
+    """Return whether bfloat16 convolutions pay on this processor: if it has instructions for them.
 
-    Only processors with instructions for it are asked (AMX, AVX512-BF16): elsewhere it is
-    emulated, and what little it may gain is not worth the digits.
+    Those are AMX and AVX512-BF16: elsewhere bfloat16 is emulated, and what little it may gain is
+    not worth the digits. The answer depends on the processor and on PyTorch alone and not on the
+    clock, so that a run gives the same numbers whenever it is repeated.
     """
-    if not (has_amx() or _capabilities().get("avx512_bf16")):
-        return False
-    if not (packed_convolutions_work(torch.bfloat16) and packed_convolutions_work(torch.float32)):
-        return False
-    return _seconds(torch.bfloat16) < 0.8 * _seconds(torch.float32)
+    has_instructions = has_amx() or bool(_capabilities().get("avx512_bf16"))
+    return has_instructions and packed_convolutions_work(torch.bfloat16)
 
 
 def has_amx() -> bool:
@@ -120,20 +116,6 @@ def has_amx() -> bool:
 @cache
 def _capabilities() -> dict[str, object]:
     return dict(getattr(torch.cpu, "get_capabilities", dict)())
-
-
-def _seconds(dtype: torch.dtype) -> float:
-    """Return the shortest of some runs of one convolution, in seconds."""
-    x = torch.ones(16, 64, 28, 28, dtype=dtype).contiguous(memory_format=torch.channels_last)
-    weight, bias = torch.ones(64, 64, 3, 3, dtype=dtype), torch.zeros(64, dtype=dtype)
-    conv = FusedConv(weight, bias, Geometry((1, 1), (1, 1), (1, 1)), relu=True)
-    times = []
-    with torch.no_grad():
-        for _ in range(5):
-            start = time.perf_counter()
-            conv(x)
-            times.append(time.perf_counter() - start)
-    return min(times)
 
 
 def _public(
