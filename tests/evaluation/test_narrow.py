@@ -35,14 +35,13 @@ class TestAgainstFloat32:
         torch.manual_seed(draw(st.integers(0, 10**6)))
         channels = draw(st.sampled_from([1, 4, 8, 16]))
         outputs = draw(st.sampled_from([8, 16, 24, 32]))
-        kernel = draw(st.tuples(st.integers(1, 4), st.integers(1, 4)))
+        kernel = draw(st.tuples(st.integers(1, 6), st.integers(1, 6)))
         stride = draw(st.integers(1, 2))
-        padding = draw(st.tuples(st.integers(0, 2), st.integers(0, 2)))
-        dilation = draw(st.tuples(st.integers(1, 2), st.integers(1, 2)))
+        padding = draw(st.tuples(st.integers(0, 5), st.integers(0, 5)))
+        dilation = draw(st.tuples(st.integers(1, 3), st.integers(1, 3)))
         reach = [d * (k - 1) + 1 for d, k in zip(dilation, kernel, strict=True)]
-        size = [
-            draw(st.integers(max(1, r - 2 * p), 20)) for r, p in zip(reach, padding, strict=True)
-        ]
+        least = [max(1, r - 2 * p) for r, p in zip(reach, padding, strict=True)]
+        size = [draw(st.integers(one, one + 15)) for one in least]
         kind = draw(st.sampled_from([Dense(), LowRank(1), LowRank(2), Separable(1), Separable(2)]))
         relu, with_residual, with_shift = (draw(st.booleans()) for _ in range(3))
         images, pairs = 3, 2

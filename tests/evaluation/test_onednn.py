@@ -28,6 +28,7 @@ def _fresh_check():
     """The check's verdict is kept for the process; these tests want one of their own."""
     caches = (
         onednn.packed_convolutions_work,
+        onednn._agrees,
         onednn._capabilities,
     )
     for cached in caches:
@@ -124,6 +125,53 @@ class TestFaults:
         with pytest.warns(UserWarning, match="convolutions are not used: wrong results"):
             result = layer(x, other)
         assert_near(result, wanted, 1e-5)
+
+
+@pytest.mark.usefixtures("_fresh_check")
+class TestTrust:
+    GROUPED = (24, 2, 3, 3), Geometry((1, 1), (1, 1), (1, 1), 4)
+
+    def test_a_wrong_kernel_for_one_geometry_is_found_before_it_is_used(self, monkeypatch, caplog):
+        real = onednn._convolve
+        calls = []
+
+        def wrong_in_groups(x, packed, bias, walk, relu):
+            calls.append(len(x))
+            result = real(x, packed, bias, walk, relu)
+            if walk[-1] == 4:
+                result[..., -1] = 0.0
+            return result
+
+        monkeypatch.setattr(onednn, "_convolve", wrong_in_groups)
+        caplog.set_level("INFO", "tinkering")
+        monkeypatch.setitem(LAYERS, "four groups", self.GROUPED)
+        layer, inputs, expected = made("four groups", torch.bfloat16, relu=True)
+        other_layer = made("four groups", torch.bfloat16, relu=False)[0]
+        for images in (3, 5):
+            x, other = inputs(images)
+            wanted = expected(x, other)
+            assert_near(layer(x, other), wanted, 0.02)
+            other_layer(x)
+        # The check of the calls, and that of the geometry.
+        assert calls == [2, 1]
+        assert caplog.text.count("images [9, 9] is wrong with weights [24, 2, 3, 3]") == 1
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+    @pytest.mark.parametrize("name", ["3x3", "stride", "1x1", "depthwise", "odd"])
+    def test_what_is_ordinary_is_not_checked(self, monkeypatch, name, dtype):
+        monkeypatch.setattr(onednn, "_agrees", lambda *_: pytest.fail("was checked"))
+        layer, inputs, _ = made(name, dtype, relu=True)
+        monkeypatch.setattr(onednn, "_contiguous", lambda *_: pytest.fail("is not trusted"))
+        layer(*inputs(2))
+
+    def test_each_size_of_image_is_checked_once(self, monkeypatch):
+        checked = []
+        monkeypatch.setattr(onednn, "_agrees", lambda *case: checked.append(case[2]) or True)
+        monkeypatch.setitem(LAYERS, "four groups", self.GROUPED)
+        layer, inputs, _ = made("four groups", torch.float32, relu=True)
+        for size in (9, 9, 6, 9, 6):
+            layer(*inputs(2, size))
+        assert checked == [(9, 9), (6, 6)]
 
 
 @pytest.mark.usefixtures("_fresh_check")

@@ -202,9 +202,13 @@ class TestNested:
 
         def fitness(logits, labels):
             same.append(torch.equal(tinkering.evaluate(model, others, x, y), alone))
-            return -torch.nn.functional.cross_entropy(
-                logits.flatten(0, 1), labels.flatten(), reduction="none"
-            ).view(labels.shape).mean(1)
+            return (
+                -torch.nn.functional.cross_entropy(
+                    logits.flatten(0, 1), labels.flatten(), reduction="none"
+                )
+                .view(labels.shape)
+                .mean(1)
+            )
 
         centre = {name: value.detach() for name, value in model.named_parameters()}
         members = PerturbedOutputs(centre, 6, 0.1, Stream(0, 0), lambda f: f - f.mean(1, True))
@@ -236,7 +240,7 @@ class TestThreadsThatCannotStart:
             return start(thread)
 
         monkeypatch.setattr(threading.Thread, "start", few)
-        with pytest.raises(ArgumentError, match="threads: needed as many threads as .* got 1,000"):
+        with pytest.raises(ArgumentError, match="threads: needed as many threads as"):
             in_time(lambda: list(map_in_order(str, range(3), threads=1000)))
         for thread in begun:
             thread.join(10)

@@ -104,10 +104,10 @@ class ConvLayer:
         geometry = Geometry(stride, padding, dilation, given["groups"])
         weight = folded.weight
         self._flat = weight.dim() == 3
-        if self._flat:  # along a line: an image of one row
+        if self._flat:  # along a line: an image of one row, over which no step is taken
             weight = weight.unsqueeze(2)
             geometry = Geometry(
-                (1, *geometry.stride),
+                (*geometry.stride, *geometry.stride),
                 (0, *geometry.padding),
                 (1, *geometry.dilation),
                 geometry.groups,
@@ -153,19 +153,11 @@ class ConvLayer:
 
     def compute(self, x: Tensor, other: Tensor | None) -> Tensor:
         """Return the result for what `enter` returned; `other` is added, and overwritten."""
-        # oneDNN's packed convolution of one channel to a column of pixels goes wrong where it
-        # walks faster along the row than along the column.
-        if x.dim() == 4 and not (x.shape[1] == 1 and self.result(x)[1] == 1):
+        if x.dim() == 4:
             return self._conv(x, other)
-        convolve = F.conv2d if x.dim() == 4 else F.conv3d
-        out = convolve(
-            x,
-            self.weight,
-            self._shift,
-            self.geometry.stride,
-            self.geometry.padding,
-            self.geometry.dilation,
-            self.geometry.groups,
+        walk = self.geometry
+        out = F.conv3d(
+            x, self.weight, self._shift, walk.stride, walk.padding, walk.dilation, walk.groups
         )
         return _finished(out, other, self._relu)
 

@@ -4,6 +4,11 @@
 weights in the layout that the processor likes best, that adds its result to a tensor and
 applies the activation in the same pass. They are compared with the public path once, and
 where they are missing or wrong the public path serves.
+
+oneDNN's kernels for channels-last images, which the public path uses as well, are wrong or read
+beyond the image for some geometries. Those that are known are kept off them (`_goes_wrong`), and
+others that are out of the ordinary are compared with the kernels for images that are not
+channels-last before they are first used (`_agrees`).
 """
 
 from __future__ import annotations
@@ -47,6 +52,7 @@ class FusedConv:
         self._bias = bias
         self._packed: Tensor | None = None
         self._walk = _walk(geometry)
+        self._trusted: dict[tuple[int, ...], bool] = {}
 
     def __call__(self, x: Tensor, other: Tensor | None = None) -> Tensor:
         """Return the sum, ``[images, out, height, width]``.
@@ -55,6 +61,8 @@ class FusedConv:
             x: ``[images, in, height, width]``, in channels-last layout.
             other: as the result, in channels-last layout; overwritten.
         """
+        if not self._trusts(x):
+            return _contiguous(x, other, self._weight, self._bias, self._geometry, self._relu)
         if not (x.device.type == "cpu" and packed_convolutions_work(x.dtype)):
             return _public(x, other, self._weight, self._bias, self._geometry, self._relu)
         if self._packed is None:
@@ -62,6 +70,83 @@ class FusedConv:
         if other is None:
             return _convolve(x, self._packed, self._bias, self._walk, self._relu)
         return _accumulate(x, other, self._packed, self._bias, self._walk, self._relu)
+
+    def _trusts(self, x: Tensor) -> bool:
+        """Return whether channels-last kernels are right for images of this size."""
+        size = tuple(x.shape[2:])
+        if size not in self._trusted:
+            case = (tuple(self._weight.shape), self._geometry, size)
+            self._trusted[size] = x.device.type != "cpu" or _is_trusted(*case, x.dtype)
+        return self._trusted[size]
+
+
+def _is_trusted(
+    weight: tuple[int, ...], geometry: Geometry, size: tuple[int, ...], dtype: torch.dtype
+) -> bool:
+    """Return whether channels-last kernels are right for a convolution.
+
+    Args:
+        weight: its shape, ``[out, in / groups, height, width]``.
+        geometry: how it walks.
+        size: height and width of the images.
+        dtype: of the computation.
+    """
+    if _goes_wrong(weight, geometry, size):
+        return False
+    return _is_ordinary(weight, geometry) or _agrees(weight, geometry, size, dtype)
+
+
+def _goes_wrong(weight: tuple[int, ...], geometry: Geometry, size: tuple[int, ...]) -> bool:
+    """Return whether channels-last kernels are known to go wrong for a convolution, or near it.
+
+    With oneDNN 3.12 they do
+
+    - where steps along the row are longer than along the column and the result is one column:
+      in bfloat16, and in float32 with one channel;
+    - where steps are as long as the kernel and there is padding: some write beyond their memory;
+    - where taps are spread and steps are longer than the row: they read beyond it, which ends
+      the process.
+    """
+    result, steps, spread = [], False, False
+    walks = zip(weight[2:], geometry.stride, geometry.padding, geometry.dilation, strict=True)
+    for pixels, (taps, stride, pad, dilation) in zip(size, walks, strict=True):
+        result.append((pixels + 2 * pad - dilation * (taps - 1) - 1) // stride + 1)
+        steps = steps or (stride >= taps > 1 and pad > 0)
+        spread = spread or (stride > 1 and dilation > 1)
+    uneven = geometry.stride[0] != geometry.stride[1]
+    return (uneven and min(result) == 1) or steps or spread
+
+
+def _is_ordinary(weight: tuple[int, ...], geometry: Geometry) -> bool:
+    """Return whether a convolution is of the kind that oneDNN is made for: most of them are."""
+    depthwise = weight[0] == geometry.groups and weight[1] == 1
+    even = geometry.stride[0] == geometry.stride[1]
+    return even and (depthwise or (geometry.groups == 1 and weight[1] > 1))
+
+
+@cache
+def _agrees(
+    weight: tuple[int, ...], geometry: Geometry, size: tuple[int, ...], dtype: torch.dtype
+) -> bool:
+    """Return whether channels-last kernels agree with the others: computed once, on an image."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(1, weight[1] * geometry.groups, *size, generator=generator).to(dtype)
+    weights, bias = torch.randn(weight, generator=generator).to(dtype), torch.zeros(weight[0])
+    wide = (weights.float(), bias, geometry, False)
+    expected = _contiguous(x.float(), None, *wide)
+    last, bias = x.contiguous(memory_format=torch.channels_last), bias.to(dtype)
+    if packed_convolutions_work(dtype):
+        packed = _pack(weights, geometry, last)
+        result = _convolve(last, packed, bias, _walk(geometry), relu=False)
+    else:
+        result = _public(last, None, weights, bias, geometry, relu=False)
+    # A result is rounded once: what is further off is another sum.
+    tolerance = 1e-4 if dtype == torch.float32 else 0.03
+    if (result.float() - expected).abs().max() <= tolerance * expected.abs().max():
+        return True
+    text = "oneDNN's convolution for channels-last %s images %s is wrong with weights %s: %s"
+    _log.info(text, dtype, list(size), list(weight), geometry)
+    return False
 
 
 @cache
@@ -132,6 +217,24 @@ def _public(
     if other is not None:
         out += other
     return F.relu(out) if relu else out
+
+
+def _contiguous(
+    x: Tensor,
+    other: Tensor | None,
+    weight: Tensor,
+    bias: Tensor,
+    geometry: Geometry,
+    relu: bool,
+) -> Tensor:
+    """Return the sum by the kernels for images that are not channels-last; its layout is."""
+    # Flat in between: of one channel or one pixel, a tensor can be in both layouts' strides.
+    x, weight = (value.contiguous().flatten().view(value.shape) for value in (x, weight))
+    out = _public(x, None, weight, bias, geometry, False)
+    out = out.contiguous(memory_format=torch.channels_last)
+    if other is not None:
+        out += other
+    return out.relu_() if relu else out
 
 
 def _pack(weight: Tensor, geometry: Geometry, x: Tensor) -> Tensor:
