@@ -20,6 +20,7 @@ from small_nets import (
 
 from tinkering.errors import ArgumentError
 from tinkering.evaluation import forward as door
+from tinkering.evaluation import plan as planning
 from tinkering.evaluation.engines import ENGINES
 from tinkering.evaluation.forward import evaluate, forward, plan
 from tinkering.evaluation.job import Tiles
@@ -167,6 +168,44 @@ class TestMemory:
         assert len(evaluate(model, population, x, y, engine="sequential", memory=memory)) == 4
         with pytest.raises(ArgumentError, match="at least"):
             evaluate(model, population, x, y, engine="sequential", memory=memory - 1)
+
+
+class TestPortions:
+    """Threads take them as they get free, so one that is held up holds up no other."""
+
+    def tiles(self, monkeypatch, members, threads, images=64, draw=1 << 20):
+        monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+        monkeypatch.setattr(planning._Sizes, "images_in_cache", lambda _: images)
+        monkeypatch.setattr(planning._Sizes, "members_a_draw", lambda _: draw)
+        model = made(resnet)
+        x = inputs_for(resnet, members, 1)
+        return plan(model, population_of(model, size=members), x, (0, 0)).tiles
+
+    @pytest.mark.parametrize("threads", [2, 3, 4])
+    @pytest.mark.parametrize("members", [256, 1000, 4096])
+    def test_there_are_some_for_every_thread_and_they_fill_runs(
+        self, monkeypatch, members, threads
+    ):
+        found = self.tiles(monkeypatch, members, threads)
+        portions = -(-members // found.members)
+        assert found.members % found.images == 0 or portions == threads
+        assert found.members >= min(found.images, members // threads)
+        # Four a thread, as near as whole runs come to it.
+        assert portions >= min(2 * threads, members // found.images)
+        assert found.threads == threads
+
+    def test_a_population_without_full_runs_is_shared_out_evenly(self, monkeypatch):
+        assert self.tiles(monkeypatch, 32, 2).members == 16
+        assert self.tiles(monkeypatch, 66, 2).members == 33
+
+    def test_one_thread_takes_as_many_as_are_drawn_at_once(self, monkeypatch):
+        assert self.tiles(monkeypatch, 1024, 1).members == 1024
+        assert self.tiles(monkeypatch, 1024, 1, draw=128).members == 128
+
+    @pytest.mark.parametrize("members", [256, 4096])
+    def test_the_same_whenever_asked(self, monkeypatch, members):
+        first = self.tiles(monkeypatch, members, 2)
+        assert all(self.tiles(monkeypatch, members, 2) == first for _ in range(3))
 
 
 def test_a_plan_can_be_read():

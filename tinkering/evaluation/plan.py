@@ -19,6 +19,9 @@ _MOST_IMAGES = 512
 _NOISE = 2 << 20
 """Bytes of noise to draw at once: drawing costs some calls for every parameter, so many
 members' noise is drawn together, as long as it stays in the caches until it is used."""
+_PORTIONS_A_THREAD = 4
+"""At least, where they fill a run: a thread that something else holds up then leaves the rest to
+the others. It follows from the sizes alone, and so do the bits."""
 _MIB = 1 << 20
 
 
@@ -84,8 +87,7 @@ def make_plan(job: Job, engine: str, reason: str, budget: int | None, keeps_logi
         each = _power_of_two(max(each, sizes.members_a_draw()))
     alone = engine == "vmapped" or job.random or job.program is None
     threads = 1 if alone else torch.get_num_threads()
-    # A portion for every thread, as far as there are members.
-    each = min(each, -(-members // threads))
+    each = min(each, _portion(members, threads, max(1, images // batch)))
     tiles = Tiles(each, images, min(threads, -(-members // each)))
     while sizes.needed(tiles) > budget:
         smaller = _smaller(tiles, batch if whole else 1)
@@ -99,6 +101,21 @@ def make_plan(job: Job, engine: str, reason: str, budget: int | None, keeps_logi
             )
         tiles = smaller
     return Plan(engine, reason, tiles, job.dtype, sizes.needed(tiles), budget, _notes(job))
+
+
+def _portion(members: int, threads: int, run: int) -> int:
+    """Return how many members a thread should take at a time, at most.
+
+    Args:
+        members: of the population.
+        threads: that share them.
+        run: members of a full run.
+    """
+    each = -(-members // threads)
+    if threads == 1 or each <= run:
+        return each  # one for every thread, as far as there are members
+    runs = -(-each // (_PORTIONS_A_THREAD * run))
+    return min(each, runs * run)
 
 
 def images_in_cache(largest: int, weights: int) -> int:
