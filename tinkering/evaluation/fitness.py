@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
+from functools import partial
 from weakref import WeakSet
 
 import torch
@@ -12,15 +13,16 @@ from torch import Tensor
 
 from tinkering.errors import ArgumentError
 from tinkering.evaluation.probe import GENERATOR
+from tinkering.evaluation.threads import map_in_order
 from tinkering.population.required import require_tensor
 
 Fitness = Callable[[Tensor, Tensor], Tensor]
 """``(logits [members, batch, classes], labels [members, batch]) -> [members]``.
 
-It is called on some members at a time, so that nobody holds all logits: a member's fitness is
-a function of its own logits and labels. What ranks or normalises over members belongs behind
-it, to what `evaluate` returns; strategies do so by themselves. The tensors it is given are its
-own to write to.
+It is called on some members at a time, in their order and on one thread, so that nobody holds
+all logits: a member's fitness is a function of its own logits and labels. What ranks or
+normalises over members belongs behind it, to what `evaluate` returns; strategies do so by
+themselves. The tensors it is given are its own to write to.
 """
 
 _COMPARED = 64
@@ -110,17 +112,27 @@ def rated(fitness: Fitness, portions: Iterable[tuple[slice, Tensor]], labels: Te
         >>> torch.equal(rated(accuracy, halves, labels), accuracy(logits, labels))
         True
     """
-    results: list[Tensor] = []
-    first: list[Tensor] = []
     asks = not _is_known(fitness)
-    for members, logits in portions:
-        if asks:
-            first.append(logits.clone())  # the fitness may write to what it is given
-        results.append(checked(fitness, logits, labels[members]))
-        if asks and members.stop > 1:
-            require_independent(fitness, torch.cat(first), labels, torch.cat(results))
-            asks, first = False, []
-    return torch.cat(results)
+    shown: list[Tensor] = []
+
+    def noted() -> Iterator[tuple[slice, Tensor]]:
+        for members, logits in portions:
+            if asks and members.start < 2:
+                shown.append(logits.clone())  # the fitness may write to what it is given
+            yield members, logits
+
+    # On a thread of its own: threads inside the operations of a fitness would wait for one
+    # another, and spin, on the cores that the next portions need.
+    result = torch.cat(list(map_in_order(partial(_rate, fitness, labels), noted(), 1)))
+    if asks and len(result) > 1:
+        first = torch.cat(shown)
+        require_independent(fitness, first, labels, result[: len(first)])
+    return result
+
+
+def _rate(fitness: Fitness, labels: Tensor, portion: tuple[slice, Tensor]) -> Tensor:
+    members, logits = portion
+    return checked(fitness, logits, labels[members])
 
 
 def require_independent(fitness: Fitness, logits: Tensor, labels: Tensor, result: Tensor) -> None:

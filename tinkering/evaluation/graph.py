@@ -20,11 +20,18 @@ import torch
 from torch import Tensor, fx
 
 from tinkering.evaluation.capture import Captured, as_float32
+from tinkering.evaluation.onednn import in_plain_layout
 
 _aten = torch.ops.aten
 CONVOLUTIONS = (_aten.conv1d.default, _aten.conv2d.default, _aten.conv3d.default)
 LINEAR = _aten.linear.default
 NORM = _aten.batch_norm.default
+_PLAIN_CONVOLUTIONS = {
+    *CONVOLUTIONS,
+    _aten.conv_transpose1d.default,
+    _aten.conv_transpose2d.input,
+    _aten.conv_transpose3d.input,
+}
 _ADDITION = _aten.add.Tensor
 _RELU = _aten.relu.default
 # These neither mix numbers nor lose digits, so they keep the dtype they are handed.
@@ -213,6 +220,8 @@ def _call(node: fx.Node, call: NodeCall | None, known: Mapping[str, Any]) -> Any
 
     args = fx.map_arg(node.args, value)
     kwargs = fx.map_arg(node.kwargs, value)
+    if node.target in _PLAIN_CONVOLUTIONS:
+        args = tuple(in_plain_layout(a) if isinstance(a, Tensor) else a for a in args)
     target: NodeCall = call or node.target  # type: ignore[assignment]
     return target(*args, **kwargs)
 

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from tinkering.evaluation.onednn import Geometry
+from tinkering.evaluation.onednn import Geometry, in_plain_layout
 from tinkering.native import correction as native
 from tinkering.native.correction import LayerNoise, Shape
 from tinkering.noise import DenseFactors, Factors, LowRankFactors, SeparableFactors
@@ -136,7 +136,7 @@ def grouped_correction(
     images, outputs = noise.shape[:2]
     convolve = F.conv2d if x.dim() == 4 else F.conv3d
     out: Tensor = convolve(
-        x.reshape(1, -1, *x.shape[2:]),
+        in_plain_layout(x).view(1, -1, *x.shape[2:]),
         noise.flatten(0, 1),
         None,
         geometry.stride,

@@ -25,6 +25,15 @@ from torch import Tensor
 _log = logging.getLogger(__name__)
 
 
+def in_plain_layout(value: Tensor) -> Tensor:
+    """Return a tensor whose numbers lie in the order of its axes, and no other way.
+
+    oneDNN's kernels for channels-last layout go wrong for some geometries, and of one channel
+    or one pixel a tensor can be in both layouts' strides; hence flat in between.
+    """
+    return value.contiguous().flatten().view(value.shape)
+
+
 @dataclass(frozen=True)
 class Geometry:
     """How a convolution walks over its input, as in ``F.conv2d``: a number an axis."""
@@ -228,9 +237,7 @@ def _contiguous(
     relu: bool,
 ) -> Tensor:
     """Return the sum by the kernels for images that are not channels-last; its layout is."""
-    # Flat in between: of one channel or one pixel, a tensor can be in both layouts' strides.
-    x, weight = (value.contiguous().flatten().view(value.shape) for value in (x, weight))
-    out = _public(x, None, weight, bias, geometry, False)
+    out = _public(in_plain_layout(x), None, in_plain_layout(weight), bias, geometry, False)
     out = out.contiguous(memory_format=torch.channels_last)
     if other is not None:
         out += other
