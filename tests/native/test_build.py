@@ -1,6 +1,7 @@
 """The kernels are built once, by whoever comes first, and do without a compiler if need be."""
 
 import ctypes
+import os
 import shutil
 import stat
 import subprocess
@@ -84,6 +85,18 @@ class TestWithoutKernels:
         (line,) = warnings(caplog)
         assert line.endswith(f"could not be built: kernels.cpp: unknown flag{ADVICE}")
         assert not list((tmp_path / "cache" / "tinkering").iterdir())
+
+    def test_a_compiler_that_fails_in_another_encoding(self, monkeypatch, caplog, tmp_path):
+        script = tmp_path / "broken"
+        script.write_bytes(
+            b'#!/bin/sh\nif [ "$1" = --version ]; then exit; fi\n'
+            b"echo erreur \xe0 la ligne >&2; exit 1\n"
+        )
+        script.chmod(0o755)
+        monkeypatch.setenv("CXX", str(script))
+        assert build.library() is None
+        (line,) = warnings(caplog)
+        assert line.endswith(f"could not be built: erreur \\xe0 la ligne{ADVICE}")
 
     @pytest.mark.parametrize("said", ["0", "off", "False", "no"])
     def test_turned_off_it_is_silent(self, monkeypatch, caplog, said):
@@ -205,6 +218,19 @@ class TestFingerprint:
 
     def test_depends_on_source_flags_compiler_and_processor(self, monkeypatch, tmp_path):
         assert len(set(self.digests(monkeypatch, tmp_path))) == 5
+
+    def test_a_version_that_is_not_utf_8(self, tmp_path):
+        for number in (b"1", b"2"):
+            script = tmp_path / number.decode()
+            script.write_bytes(b"#!/bin/sh\necho g++ d\xe9bogu\xe9 " + number + b"\n")
+            script.chmod(0o755)
+        digests = {build._fingerprint([str(tmp_path / number)]) for number in "12"}
+        assert len(digests) == 2
+
+    def test_a_compiler_whose_name_is_not_utf_8(self, tmp_path):
+        script = tmp_path / os.fsdecode(b"g\xe9++")
+        shutil.copy(shutil.which("true"), script)
+        assert build._fingerprint([str(script)])
 
     def test_is_the_same_twice(self):
         assert build._fingerprint(["true", "-O3"]) == build._fingerprint(["true", "-O3"])

@@ -61,9 +61,7 @@ def _built() -> Path:
         handle, part = tempfile.mkstemp(suffix=".so", dir=target.parent)
         os.close(handle)
         try:
-            subprocess.run(
-                [*command, "-o", part], check=True, capture_output=True, text=True, timeout=300
-            )
+            _said([*command, "-o", part], timeout=300)
             code = Path(part).read_bytes()
             Path(part).write_bytes(code + _digest(code))
             Path(part).replace(target)
@@ -103,17 +101,29 @@ def _folder() -> Path:
 
 def _fingerprint(command: list[str]) -> str:
     """Return a digest of what the library is made from, by, and for."""
-    version = subprocess.run(
-        [command[0], "--version"], check=True, capture_output=True, text=True, timeout=60
+    version = _said([command[0], "--version"], timeout=60)
+    parts = [_SOURCE.read_text("utf-8"), " ".join(command), version, _processor()]
+    content = "\0".join(parts).encode(errors="backslashreplace")
+    return hashlib.blake2b(content, digest_size=10).hexdigest()
+
+
+def _said(command: list[str], timeout: int) -> str:
+    """Return what a program prints; it speaks the user's language, in whichever encoding."""
+    done = subprocess.run(
+        command,
+        check=True,
+        capture_output=True,
+        encoding="utf-8",
+        errors="backslashreplace",
+        timeout=timeout,
     )
-    parts = [_SOURCE.read_text(), " ".join(command), version.stdout, _processor()]
-    return hashlib.blake2b("\0".join(parts).encode(), digest_size=10).hexdigest()
+    return done.stdout
 
 
 def _processor() -> str:
     """Return what tells one kind of processor from another."""
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text("utf-8", "backslashreplace").splitlines()
     except OSError:  # another system: what Python knows
         return f"{platform.machine()} {platform.processor()}"
     wanted = ("model name", "flags", "Features")
