@@ -1,4 +1,5 @@
 import gzip
+import os
 import struct
 import tempfile
 import zipfile
@@ -293,3 +294,12 @@ def test_a_changed_archive_gives_an_error_or_the_same_data_set(data):
     assert letters.train.pixels.tolist() == [picture(i) for i in range(52)]
     assert torch.equal(letters.test.y, torch.arange(26))
     assert letters.classes[0] == "A/a"
+
+
+@pytest.mark.parametrize("kind", [os.mkfifo, os.mkdir], ids=["pipe", "folder"])
+def test_only_a_regular_file_is_an_archive(tmp_path, kind):
+    """A named pipe would be waited for without end."""
+    kind(tmp_path / "gzip.zip")
+    with pytest.raises(DataError) as caught:
+        load_emnist("letters", tmp_path / "gzip.zip")
+    assert str(caught.value).startswith(f"{tmp_path}/gzip.zip: expected a ")

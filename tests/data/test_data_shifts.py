@@ -72,3 +72,26 @@ def test_message(arguments, message):
     with pytest.raises(ArgumentError) as caught:
         Shifts(*arguments)
     assert str(caught.value) == message
+
+
+@pytest.mark.parametrize("most", [7, 10**6, 10**12])
+def test_a_shift_beyond_the_image_takes_no_more_room(most):
+    """The margin of a million pixels round a picture would take terabytes."""
+    images = torch.ones(64, 1, 3, 7)
+    offsets = Shifts(most).offsets(0, 64)
+    for offset in ([most, 0], [0, -most], [-most, most]):
+        offsets[0] = torch.tensor(offset)
+        assert (Shifts(most).moved(images, offsets, -7.0)[0] == -7).all()
+    offsets[0] = torch.tensor([2, -6])
+    moved = Shifts(most).moved(images, offsets, -7.0)[0, 0]
+    assert moved[2, 0] == 1
+    assert (moved == 1).sum() == 1
+
+
+def test_a_shift_is_visible_up_to_the_longer_side():
+    Shifts(7).require_visible(3, 7)
+    with pytest.raises(ArgumentError) as caught:
+        Shifts(8).require_visible(3, 7)
+    assert str(caught.value) == (
+        "shift: needed an integer from 0 to 7, the side of an image, got 8."
+    )

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
-from tinkering.data.idx import reading
+from tinkering.data.idx import open_regular, reading
 from tinkering.errors import DataError
 
 # A chunk is also what one step of the progress bar stands for.
@@ -76,6 +76,7 @@ def fetch(download: Download, path: Path, progress: Progress | None = None) -> P
 
     if path.exists():
         with reading(str(path)):
+            open_regular(path).close()
             found = pooch.file_hash(str(path), alg="md5")
         if found != download.md5:
             raise DataError(

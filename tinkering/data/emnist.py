@@ -13,7 +13,7 @@ from pathlib import Path
 from tinkering.data.assemble import File, Files, assemble
 from tinkering.data.dataset import Dataset
 from tinkering.data.download import Download, cache_folder
-from tinkering.data.idx import reading
+from tinkering.data.idx import open_regular, reading
 from tinkering.errors import DataError
 
 ARCHIVE = Download(
@@ -73,6 +73,7 @@ def load_emnist(split: str, archive: Path) -> Dataset:
     # Half a gigabyte was checked when it was downloaded and is not hashed again: zip and
     # gzip each keep a CRC-32 of every member, and both are checked as it is read.
     with reading(str(archive)):
+        open_regular(archive).close()  # a pipe is refused, and not waited for
         contents = zipfile.ZipFile(archive)
     with contents:
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from tinkering.data.assemble import File, Files, assemble
 from tinkering.data.dataset import Dataset
-from tinkering.data.idx import reading
+from tinkering.data.idx import open_regular, reading
 from tinkering.errors import ArgumentError, DataError
 
 PREFIX = "idx:"
@@ -133,4 +133,4 @@ def _files(folder: Path, split: str, roles: _Roles) -> Files:
 
 def _on_disk(path: Path) -> File:
     """Return a file that is opened by its path."""
-    return File(str(path), lambda: path.open("rb"))
+    return File(str(path), lambda: open_regular(path))

@@ -13,12 +13,15 @@ from __future__ import annotations
 import gzip
 import lzma
 import math
+import os
+import stat
 import struct
 import zipfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Protocol, runtime_checkable
+from pathlib import Path
+from typing import BinaryIO, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import UInt8
@@ -82,6 +85,22 @@ def reading(where: str) -> Iterator[None]:
             f"a fault while reading it ({str(fault).rstrip('.') or type(fault).__name__})",
             "Get the file again.",
         ) from fault
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """Open a file to read its bytes; a named pipe would be waited for without end.
+
+    Raises:
+        DataError: it is no regular file, nor a link to one.
+        OSError: it cannot be opened.
+    """
+    # What cannot be read at once is not waited for; of a regular file that changes nothing.
+    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+    file = os.fdopen(os.open(path, flags), "rb")
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise DataError(path, "a regular file", "a pipe, a device or something else")
+    return file
 
 
 def read_images(stream: ByteStream, where: str) -> UInt8[np.ndarray, "count rows columns"]:

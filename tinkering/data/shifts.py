@@ -43,6 +43,20 @@ class Shifts:
             raise ArgumentError("shift", "an integer of at least 0", self.most)
         check_seed(self.seed)
 
+    def require_visible(self, height: int, width: int) -> None:
+        """Refuse to move images of this size by more than their longer side.
+
+        By so much each of them is out of sight, whichever way it goes: a larger number leaves
+        fewer images to learn from, and nothing else.
+
+        Raises:
+            ArgumentError: (a ``ValueError``) they may be moved by more.
+        """
+        longer = max(height, width)
+        if self.most > longer:
+            needed = f"an integer from 0 to {longer}, the side of an image"
+            raise ArgumentError("shift", needed, self.most)
+
     def offsets(self, generation: int, count: int) -> Int64[Tensor, "count 2"]:
         """Return how many pixels down and to the right each image moves.
 
@@ -65,7 +79,10 @@ class Shifts:
         """Return images moved by their offsets; what comes in at the edge is background."""
         if not self.most:
             return images
-        most, (height, width) = self.most, images.shape[2:]
+        height, width = images.shape[2:]
+        # Moved by its longer side an image is out of sight, and further takes no more room.
+        most = min(self.most, max(height, width))
+        offsets = offsets.clamp(-most, most)
         padded = F.pad(images, (most, most, most, most), value=background)
         rows = most - offsets[:, :1] + torch.arange(height)
         columns = most - offsets[:, 1:] + torch.arange(width)
