@@ -9,8 +9,10 @@ import pytest
 import torch
 from problems import stacked
 
+from tinkering.errors import ArgumentError
 from tinkering.noise import Dense
 from tinkering.strategies.evolution_strategy import EvolutionStrategy
+from tinkering.strategies.output_evolution import OutputEvolution
 from tinkering.strategies.stepping import fresh_optimiser, stepped
 
 OPTIMISERS = {
@@ -158,3 +160,44 @@ def test_a_generation_whose_update_is_not_finite_is_lost_and_said_so():
     assert all(torch.equal(p, state.params[name]) for name, p in after.params.items())
     again = run(strategy, after, 1)
     assert (again.told, again.lost) == ("moved", 1)
+
+
+class TestStepsThatCannotBeTaken:
+    """A step that overflows would end a run with PyTorch's own error, in its first generation."""
+
+    @pytest.mark.parametrize(
+        "strategy",
+        [
+            EvolutionStrategy(population=4, learning_rate=1e300),
+            EvolutionStrategy(population=4, learning_rate=lambda _: 1e300, betas=(1 - 2**-53, 0.9)),
+            OutputEvolution(learning_rate=1e23),
+        ],
+        ids=str,
+    )
+    def test_are_refused_before_the_first(self, strategy):
+        with pytest.raises(ArgumentError) as caught:
+            strategy.init(start())
+        assert str(caught.value).startswith(
+            "learning_rate: needed a number of at most 3.778e+22, as steps are taken in float32, "
+        )
+
+    def test_those_of_a_schedule_when_they_come(self):
+        strategy = EvolutionStrategy(population=4, learning_rate=lambda g: 1e300 if g else 0.1)
+        state = strategy.tell(strategy.init(start()), torch.arange(4.0))
+        with pytest.raises(ArgumentError, match="learning_rate: needed a number of at most"):
+            strategy.tell(state, torch.arange(4.0))
+
+    def test_the_largest_is_taken_or_counted_as_lost(self):
+        strategy = EvolutionStrategy(
+            population=4, learning_rate=3.7e22, betas=(1 - 2**-53, 0.999), averaging=0.0
+        )
+        state = strategy.tell(strategy.init(start()), torch.arange(4.0))
+        assert state.told in ("moved", "update not finite")
+
+    def test_double_precision_holds_larger_ones(self):
+        params = {name: value.double() for name, value in start().items()}
+        assert EvolutionStrategy(population=4, learning_rate=1e200).init(params).generation == 0
+
+    def test_small_types_are_moved_by_steps_in_float32(self):
+        params = {name: value.half() for name, value in start().items()}
+        assert EvolutionStrategy(population=4, learning_rate=0.1).init(params).generation == 0

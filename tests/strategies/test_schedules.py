@@ -9,9 +9,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tinkering.errors import TinkeringError
+from tinkering.errors import ArgumentError, TinkeringError
 from tinkering.strategies.evolution_strategy import EvolutionStrategy
 from tinkering.strategies.genetic_algorithm import GeneticAlgorithm
+from tinkering.strategies.output_evolution import OutputEvolution
 from tinkering.strategies.schedules import constant, cosine, inverse_sqrt, value_at
 
 SCHEDULES = [constant(0.3), inverse_sqrt(0.3, 20.0), cosine(0.3, 40, 0.1, 5), cosine(0.3, 1)]
@@ -127,3 +128,28 @@ class TestInStrategies:
         message = "sigma: needed a finite number above 0 from its schedule in generation 0, got 0.0"
         with pytest.raises(ValueError, match=message):
             strategy.ask(strategy.init(self.PARAMS))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda sigma: EvolutionStrategy(population=4, sigma=sigma),
+        lambda sigma: GeneticAlgorithm(population=4, parents=1, elites=0, sigma=sigma),
+        lambda sigma: OutputEvolution(sigma=sigma),
+    ],
+)
+def test_a_sigma_that_the_noise_cannot_have_is_refused(make):
+    assert make(3.4e38).sigma == 3.4e38
+    with pytest.raises(ArgumentError) as caught:
+        make(1e39)
+    assert str(caught.value) == "sigma: needed a number above 0 and at most 3.403e+38, got 1e+39."
+
+
+def test_and_one_of_a_schedule_when_it_comes():
+    params = {"w": torch.zeros(3)}
+    for strategy in (
+        EvolutionStrategy(population=4, sigma=lambda _: 1e39),
+        GeneticAlgorithm(population=4, parents=1, elites=0, sigma=lambda _: 1e39),
+    ):
+        with pytest.raises(ArgumentError, match="sigma: needed a finite number above 0 and at mo"):
+            strategy.ask(strategy.init(params))

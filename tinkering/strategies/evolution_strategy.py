@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from math import inf
 from typing import Any
 
 import torch
@@ -18,7 +19,13 @@ from tinkering.noise import LowRank, Noise
 from tinkering.population import PerturbedPopulation
 from tinkering.population.required import require_decimals, require_named, require_tensor
 from tinkering.strategies.groups import Group, group_of_each
-from tinkering.strategies.schedules import Schedule, inverse_sqrt, require_positive, value_at
+from tinkering.strategies.schedules import (
+    LARGEST_FLOAT,
+    Schedule,
+    inverse_sqrt,
+    require_positive,
+    value_at,
+)
 from tinkering.strategies.shaping import (
     GROUP_SHAPINGS,
     SHAPINGS,
@@ -127,9 +134,9 @@ class EvolutionStrategy:
 
     def __post_init__(self) -> None:
         self._require_groups()
-        for name in ("sigma", "learning_rate", "decay"):
+        for name, most in (("sigma", LARGEST_FLOAT), ("learning_rate", inf), ("decay", inf)):
             if not callable(getattr(self, name)):
-                require_positive(name, getattr(self, name))
+                require_positive(name, getattr(self, name), most)
         if not 0 <= self.averaging < 1:
             raise ArgumentError("averaging", "a number from 0 to below 1", self.averaging)
         if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
@@ -164,7 +171,7 @@ class EvolutionStrategy:
             ArgumentError: (a ``ValueError``) the schedule of sigma returned a number that is
                 not above 0.
         """
-        sigma = value_at("sigma", self.sigma, state.generation)
+        sigma = value_at("sigma", self.sigma, state.generation, most=LARGEST_FLOAT)
         factors = {name: group.sigma for name, group in self._groups_of(state).items()}
         alike = all(factor == 1 for factor in factors.values())
         return PerturbedPopulation(

@@ -16,7 +16,7 @@ from tinkering.errors import ArgumentError
 from tinkering.noise import Dense, Noise
 from tinkering.population import Chain, Mutation, SeedChainPopulation
 from tinkering.population.required import require_decimals, require_tensor
-from tinkering.strategies.schedules import Schedule, require_positive, value_at
+from tinkering.strategies.schedules import LARGEST_FLOAT, Schedule, require_positive, value_at
 from tinkering.strategies.told import Told
 
 
@@ -92,7 +92,7 @@ class GeneticAlgorithm:
         if self.population < 2:
             raise ArgumentError("population", "at least 2 members", self.population)
         if not callable(self.sigma):
-            require_positive("sigma", self.sigma)
+            require_positive("sigma", self.sigma, LARGEST_FLOAT)
         if not 1 <= self.parents <= self.population:
             needed = f"an integer from 1 to population, {self.population}"
             raise ArgumentError("parents", needed, self.parents)
@@ -170,7 +170,7 @@ class GeneticAlgorithm:
 
     def _chains(self, state: GeneticState) -> tuple[Chain, ...]:
         """Return the chain of each member of the state's generation."""
-        sigma = value_at("sigma", self.sigma, state.generation)
+        sigma = value_at("sigma", self.sigma, state.generation, most=LARGEST_FLOAT)
         elites = state.parents[: self.elites]
         children = range(len(elites), self.population)
         each, more = divmod(len(children), len(state.parents))

@@ -18,7 +18,7 @@ from tinkering.errors import ArgumentError
 from tinkering.noise import Stream
 from tinkering.population.perturbed_outputs import PerturbedOutputs
 from tinkering.population.required import require_decimals
-from tinkering.strategies.schedules import Schedule, require_positive, value_at
+from tinkering.strategies.schedules import LARGEST_FLOAT, Schedule, require_positive, value_at
 from tinkering.strategies.stepping import fresh_optimiser, stepped
 from tinkering.strategies.told import Told, all_finite
 
@@ -109,7 +109,7 @@ class OutputEvolution:
     def __post_init__(self) -> None:
         if self.members < 2:
             raise ArgumentError("members", "an integer of at least 2", self.members)
-        require_positive("sigma", self.sigma)
+        require_positive("sigma", self.sigma, LARGEST_FLOAT)
         if not callable(self.learning_rate):
             require_positive("learning_rate", self.learning_rate)
         if not 0 <= self.averaging < 1:
@@ -122,6 +122,8 @@ class OutputEvolution:
             raise ArgumentError("shaping", f"one of {', '.join(SHAPINGS)}", self.shaping)
         if not 0 <= self.blur < float("inf"):
             raise ArgumentError("blur", "a finite number of at least 0", self.blur)
+        if self.blur:
+            require_positive("blur", self.blur, LARGEST_FLOAT)
         if self.readings < 1:
             raise ArgumentError("readings", "an integer of at least 1", self.readings)
 

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 
 from tinkering.errors import ArgumentError
 
+LARGEST_FLOAT = (2 - 2**-23) * 2.0**127
+"""Of float32, 3.4e38: noise is drawn in float32, and is never larger."""
 Schedule = Callable[[int], float]
 """``(generation) -> value``; the first generation is 0."""
 
@@ -123,7 +125,12 @@ class cosine:
 
 
 def value_at(
-    argument: str, value: float | Schedule, generation: int, *, zero: bool = False
+    argument: str,
+    value: float | Schedule,
+    generation: int,
+    *,
+    zero: bool = False,
+    most: float = math.inf,
 ) -> float:
     """Return the value of a generation, whether a number was given or a schedule.
 
@@ -132,6 +139,7 @@ def value_at(
         value: a number, or a schedule.
         generation: from 0.
         zero: whether a schedule may return 0.
+        most: that a schedule may return, finite in any case.
 
     Raises:
         ArgumentError: (a ``ValueError``) the schedule's value cannot be used.
@@ -147,18 +155,21 @@ def value_at(
     if not callable(value):
         return value
     came = value(generation)
-    if not (0 < came < math.inf or (zero and came == 0)):
+    if not (0 < came < math.inf or (zero and came == 0)) or came > most:
         bound = "of at least 0" if zero else "above 0"
+        bound += f" and at most {most:.4g}" if came > most else ""
         needed = f"a finite number {bound} from its schedule in generation {generation}"
         raise ArgumentError(argument, needed, came)
     return came
 
 
-def require_positive(argument: str, value: float) -> None:
-    """Refuse what is not a finite number above 0.
+def require_positive(argument: str, value: float, most: float = math.inf) -> None:
+    """Refuse what is not a finite number above 0, or is above `most`.
 
     Raises:
-        ArgumentError: (a ``ValueError``) it is not.
+        ArgumentError: (a ``ValueError``) it is.
     """
     if not 0 < value < math.inf:
         raise ArgumentError(argument, "a finite number above 0", value)
+    if value > most:
+        raise ArgumentError(argument, f"a number above 0 and at most {most:.4g}", value)

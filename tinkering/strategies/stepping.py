@@ -9,11 +9,42 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tinkering.errors import ArgumentError
 from tinkering.strategies.told import all_finite
 
 MakeOptimiser = Callable[[list[dict[str, Any]], float], torch.optim.Optimizer]
 """``(params, learning rate) -> optimiser``, where `params` are the optimiser's groups:
 ``[{"params": [...], "lr": ...}, ...]``. Every class of ``torch.optim`` is one."""
+
+
+_LEAST_CORRECTION = 2.0**-53
+"""What Adam divides a step by at the start is 1 - beta, and that is this or more."""
+
+
+def require_step(argument: str, step: int | float, dtype: torch.dtype) -> None:
+    """Refuse a step that parameters of this type could not take, whatever the optimiser.
+
+    Args:
+        argument: its name, for the error.
+        step: the learning rate.
+        dtype: of the parameters; small ones are moved by a step in float32.
+
+    Raises:
+        ArgumentError: (a ``ValueError``) it is too large.
+
+    Example:
+        >>> require_step("learning_rate", 1e22, torch.float32)
+        >>> require_step("learning_rate", 1e23, torch.float32)
+        Traceback (most recent call last):
+        tinkering.errors.ArgumentError: learning_rate: needed a number of at most 3.778e+22, as
+        steps are taken in float32, got 1e+23.
+    """
+    held = torch.float32 if dtype.itemsize < torch.float32.itemsize else dtype
+    most = torch.finfo(held).max * _LEAST_CORRECTION
+    if step > most:
+        kind = str(held).removeprefix("torch.")
+        needed = f"a number of at most {most:.4g}, as steps are taken in {kind}"
+        raise ArgumentError(argument, needed, step)
 
 
 def fresh_optimiser(
@@ -27,9 +58,13 @@ def fresh_optimiser(
         rate: the learning rate.
         factors: on it, of each parameter. Parameters of one factor are a group of the
             optimiser, so that their steps are computed together.
+
+    Raises:
+        ArgumentError: (a ``ValueError``) the rate is more than the parameters' type can hold.
     """
     alike: dict[float, list[Tensor]] = {}
     for name, p in params.items():
+        require_step("learning_rate", rate * factors[name], p.dtype)
         alike.setdefault(factors[name], []).append(p)
     groups = [{"params": held, "lr": rate * factor} for factor, held in alike.items()]
     return make(groups, rate)
