@@ -92,3 +92,24 @@ def test_file_and_folder_are_synced_around_the_rename(path, monkeypatch):
     monkeypatch.setattr(Path, "replace", renamed)
     replace_durably(path, b"new")
     assert steps == [("fsync", "file.part"), ("rename", "file"), ("fsync", path.parent.name)]
+
+
+@pytest.mark.parametrize("left", ["pipe", "link", "file"])
+def test_what_lies_beside_it_is_removed_and_not_written_to(path, tmp_path, left):
+    """A pipe would be waited for, and a link leads elsewhere."""
+    beside, elsewhere = path.with_name("file.part"), tmp_path / "elsewhere"
+    elsewhere.write_bytes(b"kept")
+    if left == "pipe":
+        os.mkfifo(beside)
+        reader = os.open(beside, os.O_RDONLY | os.O_NONBLOCK)  # else opening it would wait
+    elif left == "link":
+        beside.symlink_to(elsewhere)
+    else:
+        beside.write_bytes(b"of a run that was killed")
+    replace_durably(path, b"new")
+    if left == "pipe":
+        assert os.read(reader, 10) == b""
+        os.close(reader)
+    assert (path.is_symlink(), path.is_file(), path.read_bytes()) == (False, True, b"new")
+    assert elsewhere.read_bytes() == b"kept"
+    assert not beside.exists()

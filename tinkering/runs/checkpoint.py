@@ -23,6 +23,7 @@ from torch import Tensor
 from tinkering.errors import CheckpointError
 from tinkering.runs.durable import PART, replace_durably
 from tinkering.runs.plain import classes_of, from_plain, to_plain
+from tinkering.runs.regular import open_by_name, open_regular
 
 State = TypeVar("State")
 FOLDER = "checkpoints"
@@ -110,11 +111,11 @@ class Checkpoints(Generic[State]):
 
         def write() -> None:
             self._folder.mkdir(exist_ok=True)
-            replace_durably(self._path(progress.generation), _to_bytes(*packed))
+            replace_durably(self.path(progress.generation), _to_bytes(*packed))
             there = self.generations()
             earlier = [generation for generation in there if generation <= progress.generation]
             for generation in {*there} - {*earlier[-self._keep :]}:
-                self._path(generation).unlink(missing_ok=True)
+                self.path(generation).unlink(missing_ok=True)
 
         return write
 
@@ -137,7 +138,7 @@ class Checkpoints(Generic[State]):
         damaged: CheckpointError | None = None
         for generation in reversed(self.generations()):
             try:
-                found: Checkpoint[State] = decode(self._path(generation), self._classes)
+                found: Checkpoint[State] = decode(self.path(generation), self._classes)
                 return found
             except CheckpointError as error:
                 damaged = error
@@ -156,7 +157,8 @@ class Checkpoints(Generic[State]):
         for part in self._folder.glob(f"*{PART}"):
             part.unlink(missing_ok=True)
 
-    def _path(self, generation: int) -> Path:
+    def path(self, generation: int) -> Path:
+        """Return the file that holds, or would hold, the checkpoint of a generation."""
         return self._folder / f"{generation:08d}.safetensors"
 
 
@@ -189,7 +191,7 @@ def decode(path: Path, classes: Mapping[str, type]) -> Checkpoint[Any]:
     """
     try:
         _require_whole(path)
-        with safe_open(path, framework="pt") as file:
+        with open_by_name(path) as place, safe_open(place, framework="pt") as file:
             said = json.loads(file.metadata()[_KEY])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         if said["layout"] != _LAYOUT:
@@ -201,12 +203,30 @@ def decode(path: Path, classes: Mapping[str, type]) -> Checkpoint[Any]:
         raise CheckpointError(path, "a checkpoint of this strategy", repr(error)) from error
     if not isinstance(checkpoint, Checkpoint):
         raise CheckpointError(path, "a checkpoint", type(checkpoint).__name__)
+    if not _is_usable(checkpoint.progress):
+        found = repr(checkpoint.progress)[:200]
+        raise CheckpointError(path, "progress in numbers of at least 0", found)
     return checkpoint
+
+
+def _is_usable(progress: Any) -> bool:
+    """Return whether a run can go on from there."""
+    return (
+        isinstance(progress, Progress)
+        and isinstance(progress.generation, int)
+        and 0 <= progress.generation < 2**63
+        and isinstance(progress.evaluations, int)
+        and progress.evaluations >= 0
+        and isinstance(progress.seconds, int | float)
+        and 0 <= progress.seconds < 2**63
+        and isinstance(progress.troubles, Mapping)
+        and all(isinstance(times, int) for times in progress.troubles.values())
+    )
 
 
 def _require_whole(path: Path) -> None:
     """Compare a file with the SHA-256 in it, a block at a time."""
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         length = int.from_bytes(file.read(8), "little")
         if length > min(_LONGEST_HEADER, path.stat().st_size):
             raise CheckpointError(path, "a whole checkpoint", "a damaged header")

@@ -1,7 +1,7 @@
 """Files that are whole or not there: written beside, brought to the disk, renamed.
 
 A process that is killed, or a machine that loses power, at any moment leaves the file as it was
-or as it should be. What lies beside it then, with the ending ``.part``, is written over by the
+or as it should be. What lies beside it then, with the ending ``.part``, is removed by the
 next attempt.
 """
 
@@ -26,7 +26,9 @@ def replace_durably(path: Path, content: bytes) -> None:
     """
     beside = path.with_name(path.name + PART)
     try:
-        with beside.open("wb") as file:
+        # Removed first, and not opened: it may be a pipe, or a link to somewhere else.
+        beside.unlink(missing_ok=True)
+        with beside.open("xb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())

@@ -27,6 +27,7 @@ from torch import Tensor
 
 from tinkering.errors import RunBusyError, RunFolderError
 from tinkering.runs.durable import PART, replace_durably
+from tinkering.runs.regular import open_by_name, open_regular, require_regular_or_new
 
 CONFIG = "config.json"
 METRICS = "metrics.jsonl"
@@ -67,6 +68,7 @@ def locked(path: Path) -> Iterator[None]:
     """
     lock = FileLock(path / LOCK, timeout=0)
     try:
+        require_regular_or_new(path / LOCK)
         lock.acquire()
     except Timeout as error:
         raise RunBusyError(path) from error
@@ -93,6 +95,7 @@ def append_lines(path: Path, values: Sequence[Mapping[str, Any]]) -> None:
     Raises:
         OSError: they could not be written; the file is as it was.
     """
+    require_regular_or_new(path)
     content = "".join(json.dumps(_plain(line)) + "\n" for line in values).encode()
     descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
     try:
@@ -119,7 +122,7 @@ def trim_metrics(path: Path, generation: int) -> int:
         How many lines are left; fewer than `generation` where the disk had lost some.
     """
     kept: dict[int, bytes] = {}
-    before = path.read_bytes() if path.exists() else b""
+    before = _content(path) if path.exists() else b""
     for line in before.splitlines():
         try:
             number = json.loads(line)["generation"]
@@ -148,12 +151,9 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises:
         RunFolderError: the file is missing or is something else.
     """
+    content = _content(path)
     try:
-        values = json.loads(path.read_text())
-    except OSError as error:
-        raise RunFolderError(
-            path, "a file of a run folder", error.strerror or str(error), "Is this a run folder?"
-        ) from error
+        values = json.loads(content.decode())
     except (ValueError, RecursionError) as error:
         raise RunFolderError(path, "a JSON object", f"something else ({error})") from error
     if not isinstance(values, dict):
@@ -172,15 +172,12 @@ def read_metrics(path: Path, *, unfinished: bool = False) -> list[dict[str, Any]
     Raises:
         RunFolderError: the file is missing, or a line is not a JSON object.
     """
+    content = _content(path)
     try:
-        text = path.read_text()
+        text = content.decode()
         if unfinished:
             text = text[: text.rfind("\n") + 1]
         records = [json.loads(line) for line in text.splitlines()]
-    except OSError as error:
-        raise RunFolderError(
-            path, "a file of a run folder", error.strerror or str(error), "Is this a run folder?"
-        ) from error
     except (ValueError, RecursionError) as error:
         raise RunFolderError(path, "a JSON object a line", str(error)) from error
     for number, record in enumerate(records, 1):
@@ -197,10 +194,21 @@ def load_model(path: Path) -> dict[str, Tensor]:
         RunFolderError: the file is missing or is no safetensors file.
     """
     try:
-        return load_file(path)
+        with open_by_name(path) as name:
+            return load_file(name)
     except (OSError, SafetensorError) as error:
         raise RunFolderError(
             path, "a saved model (safetensors)", str(error), "Did the run come to its end?"
+        ) from error
+
+
+def _content(path: Path) -> bytes:
+    try:
+        with open_regular(path) as file:
+            return file.read()
+    except OSError as error:
+        raise RunFolderError(
+            path, "a file of a run folder", error.strerror or str(error), "Is this a run folder?"
         ) from error
 
 

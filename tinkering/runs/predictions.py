@@ -16,6 +16,7 @@ from safetensors.numpy import load_file, save
 
 from tinkering.errors import RunFolderError
 from tinkering.runs.durable import replace_durably
+from tinkering.runs.regular import open_by_name
 
 PREDICTIONS = "predictions.safetensors"
 MOST_MISTAKES = 40
@@ -87,7 +88,8 @@ def load_predictions(path: Path) -> Predictions:
     """
     needed = "the predictions that a run saves at its end (safetensors)"
     try:
-        tensors = load_file(path)
+        with open_by_name(path) as name:
+            tensors = load_file(name)
     except (OSError, SafetensorError) as error:
         raise RunFolderError(path, needed, str(error)) from error
     missing = Predictions.__annotations__.keys() - tensors.keys()

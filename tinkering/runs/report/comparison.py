@@ -24,7 +24,9 @@ def write(paths: Sequence[Path], out: Path | None) -> Path:
     _refuse_twice(paths)
     runs = [read(path) for path in paths]
     out = out or paths[0].resolve().parent / COMPARISON
-    write_file(out, render("comparison.html.jinja", _values(runs)).encode())
+    write_file(
+        out, render("comparison.html.jinja", _values(runs)).encode(errors="backslashreplace")
+    )
     return out
 
 

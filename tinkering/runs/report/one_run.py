@@ -172,5 +172,8 @@ def _commands(run: Run) -> dict[str, str]:
     generations = run.final("generations")
     if run.summary is None or not np.isfinite(generations):
         return {"began": began, "exact": ""}
-    exact = settings.exact_command(began, int(generations))
+    try:
+        exact = settings.exact_command(began, int(generations))
+    except ValueError:  # a quotation that is not closed: no command of ours
+        return {"began": began, "exact": ""}
     return {"began": "" if exact == began else began, "exact": exact}

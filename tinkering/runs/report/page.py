@@ -13,6 +13,7 @@ import jinja2
 
 from tinkering.errors import ArgumentError, RunFolderError
 from tinkering.runs.report import wording
+from tinkering.runs.report.wording import shown
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,10 @@ class Picture:
 
 
 def render(template: str, values: Mapping[str, Any]) -> str:
-    """Return a page: a template of this package, with every text in it escaped."""
+    """Return a page: a template of this package, with every text in it escaped.
+
+    What is no character in a text, such as a byte of a path that is no UTF-8, is escaped too.
+    """
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("tinkering.runs.report"),
         autoescape=True,
@@ -48,7 +52,7 @@ def render(template: str, values: Mapping[str, Any]) -> str:
     )
     words = (wording.count, wording.percent, wording.plain, wording.duration, wording.setting)
     environment.filters.update({word.__name__: word for word in words})
-    return environment.get_template(template).render(values)
+    return shown(environment.get_template(template).render(values))
 
 
 def check_name(out: Path) -> None:
@@ -70,7 +74,9 @@ def write_file(path: Path, content: bytes) -> None:
     """
     beside = path.with_name(path.name + ".part")
     try:
-        beside.write_bytes(content)
+        beside.unlink(missing_ok=True)  # it may be a pipe, or a link to somewhere else
+        with beside.open("xb") as file:
+            file.write(content)
         beside.replace(path)
     except OSError as error:
         with contextlib.suppress(OSError):

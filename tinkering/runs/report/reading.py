@@ -15,6 +15,8 @@ from safetensors import SafetensorError, safe_open
 from tinkering.errors import RunFolderError
 from tinkering.runs import folder
 from tinkering.runs.predictions import MOST_CLASSES, PREDICTIONS, Predictions, load_predictions
+from tinkering.runs.regular import open_by_name
+from tinkering.runs.report.wording import shown
 
 FIRST_LAYER = "conv1.weight"
 """What `SimpleResNet` calls the weight of its first convolution."""
@@ -42,8 +44,8 @@ class Run:
 
     @property
     def name(self) -> str:
-        """The name of the folder."""
-        return self.path.resolve().name or str(self.path.resolve())
+        """The name of the folder, with what is no UTF-8 in it escaped."""
+        return shown(self.path.resolve().name or str(self.path.resolve()))
 
     def column(self, key: str) -> Float64[np.ndarray, " generations"]:
         """Return a value of every generation, NaN where there is none."""
@@ -72,7 +74,7 @@ class Run:
     def classes(self) -> list[str]:
         """Names of the classes; their numbers in a run that did not keep the names."""
         named = self.config.get("classes")
-        names = [str(name) for name in named] if isinstance(named, list | tuple) else []
+        names = [shown(str(name)) for name in named] if isinstance(named, list | tuple) else []
         network = self.config.get("network")
         count = network.get("classes") if isinstance(network, Mapping) else 0
         needed = count if isinstance(count, int) and count <= MOST_CLASSES else 0
@@ -134,7 +136,7 @@ def _filters(path: Path, faults: dict[str, str]) -> np.ndarray | None:
     if not path.exists():
         return None
     try:
-        with safe_open(path, framework="numpy") as tensors:
+        with open_by_name(path) as name, safe_open(name, framework="numpy") as tensors:
             weight = tensors.get_tensor(FIRST_LAYER) if FIRST_LAYER in tensors.keys() else None  # noqa: SIM118
     except (OSError, SafetensorError, TypeError) as error:
         faults[path.name] = f"{path}: expected a saved model (safetensors), found {error}."

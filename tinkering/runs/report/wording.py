@@ -107,3 +107,13 @@ def shortened(name: str, most: int = 32) -> str:
         return name
     half = (most - 1) // 2
     return f"{name[: most - 1 - half]}…{name[-half:]}"
+
+
+def shown(text: str) -> str:
+    r"""Return a text that can be drawn and written: what is no character in it is escaped.
+
+    Example:
+        >>> shown("caf\udce9")
+        'caf\\udce9'
+    """
+    return text.encode("utf-8", "backslashreplace").decode()
