@@ -276,7 +276,7 @@ class TestMistakes:
                 "rank: needed an integer of at least 1, got 0.",
             ),
             (["--width", "0"], "width: needed an integer of at least 1, got 0."),
-            (["--blocks", "1", "1", "0", "1"], "num_blocks_per_stage: needed four numbers"),
+            (["--blocks", "1", "1", "0", "1"], "blocks: needed four numbers of at least 1"),
             (["--seconds", "-1"], "seconds: needed a finite number of at least 0, got -1.0."),
             (["--generations", "-1"], "generations: needed a finite number of at least 0, got -1."),
             (["--threads", "0"], "threads: needed an integer of at least 1, got 0."),

@@ -10,6 +10,7 @@ import time
 import pytest
 from commands import FILES, TINY, measured, plain_module
 
+from tinkering.cli import main
 from tinkering.data import load
 
 
@@ -80,3 +81,44 @@ class TestProcess:
         assert errors.startswith("tinkering: name: needed one of mnist5k, ")
         assert errors.count("\n") == 1
         assert list(tmp_path.iterdir()) == []
+
+    @pytest.mark.parametrize("begin", ["tinkering", "tinkering.__main__"])
+    @pytest.mark.parametrize("during", ["torch", "tyro", "tinkering.cli.evolve"])
+    def test_ctrl_c_while_libraries_are_imported(self, begin, during):
+        """Also where the exception would be swallowed, as in a callback."""
+        code = f"""
+import signal, sys
+
+class Finder:
+    def find_spec(name, *_):
+        if name == {during!r}:
+            try:
+                signal.raise_signal(signal.SIGINT)
+            except KeyboardInterrupt:
+                print("swallowed", file=sys.stderr)
+
+sys.meta_path.insert(0, Finder)
+sys.argv = ["tinkering", "--help"]
+import runpy
+if {begin!r} == "tinkering":  # as the script of this name does
+    from tinkering.cli import main
+    sys.exit(main())
+runpy.run_module({begin!r}, run_name="__main__")
+"""
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+        assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
+
+    def test_ctrl_c_while_flags_are_read(self, monkeypatch):
+        def interrupted(*_, **__):
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr("tinkering.cli.program.tyro.cli", interrupted)
+        assert main(["data", "list"]) == 130
+
+    def test_a_ctrl_c_that_is_ignored_stays_ignored(self):
+        before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+        try:
+            main(["data", "list"])
+            assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+        finally:
+            signal.signal(signal.SIGINT, before)

@@ -26,6 +26,7 @@ from tinkering.bench.experiment import Experiment
 from tinkering.bench.judge import Figure, Row, bare
 from tinkering.bench.settings import QUICK, Sizes
 from tinkering.bench.suite import selected
+from tinkering.cli.ranges import require_threads
 from tinkering.errors import ArgumentError
 
 WIDTH = 100
@@ -77,7 +78,8 @@ class Bench:
         return 0
 
     def _sizes(self) -> Sizes:
-        for name in ("rounds", "threads", "memory_members"):
+        require_threads("threads", self.threads)
+        for name in ("rounds", "memory_members"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ArgumentError(name, "an integer of at least 1", value)
@@ -134,7 +136,7 @@ def machine() -> dict[str, Any]:
     """Return what is known of the processor."""
     told: dict[str, str] = {}
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text("utf-8", "backslashreplace").splitlines()
         told = {key.strip(): value.strip() for key, _, value in (s.partition(":") for s in lines)}
     except OSError:  # another system
         pass

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -9,9 +10,11 @@ import tyro
 from rich.console import Console
 
 from tinkering import data
-from tinkering.cli import network
+from tinkering.cli import network, resume
+from tinkering.cli.settings import made_with
 from tinkering.errors import ArgumentError
 from tinkering.evaluation.classification import measure_split
+from tinkering.runs import folder
 
 
 @dataclass(frozen=True)
@@ -27,8 +30,12 @@ class Evaluate:
     def run(self, console: Console) -> int:
         """Print accuracy and loss."""
         model, settings = network.load(self.path)
+        config = self.path / folder.CONFIG
+        for note in resume.notes(config, settings, made_with()):
+            console.print(f"note: {note}", soft_wrap=True)
         name = self.data or settings["data"]
-        dataset = data.load(name)
+        with nullcontext() if self.data else resume.values_of(self.path):
+            dataset = data.load(name)
         classes = settings["network"]["classes"]
         if len(dataset.classes) > classes:
             raise ArgumentError(

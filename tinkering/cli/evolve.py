@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -13,13 +13,12 @@ import tyro
 from rich.console import Console
 
 from tinkering import data
-from tinkering.cli import network, resume, settings, workers
+from tinkering.cli import network, ranges, resume, settings, workers
 from tinkering.cli.display import RunDisplay
 from tinkering.cli.ending import conclude, hint
 from tinkering.cli.recipes import RECIPES
 from tinkering.data import Dataset
 from tinkering.distributed.evaluator import RayEvaluator
-from tinkering.errors import ArgumentError
 from tinkering.evaluation.batchnorm import norm_scales
 from tinkering.runs import folder
 from tinkering.runs.checkpoint import Checkpoint, Checkpoints, Progress
@@ -140,21 +139,25 @@ class Evolve:
 
     def run(self, console: Console) -> int:
         """Evolve with a progress bar, and leave a run folder."""
-        for name in ("checkpoint_every", "keep_checkpoints", "threads"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ArgumentError(name, "an integer of at least 1", value)
+        # Of a run that goes on, what is said of a flag is said of the file that it is from.
+        with nullcontext() if self.resume is None else resume.values_of(self.resume):
+            run = self._prepared(console)
+        out = run.out
+        if self.resume is None:
+            folder.create(out)
+        with folder.locked(out):
+            return run.resume() if self.resume is not None else run.begin()
+
+    def _prepared(self, console: Console) -> _Run:
+        """Return the run, once its flags were found to be in range."""
+        ranges.require_threads("threads", self.threads)
         if self.threads is not None:
             torch.set_num_threads(self.threads)
         dataset = settings.with_validation(data.load(self.data), self.validation)
         flags = settings.resolve(asdict(self), dataset)
         limits = Limits(flags["seconds"], flags["generations"], flags["measure_every"])
-        run = _Run(console, flags, dataset, limits)
-        out = Path(flags["out"])
-        if self.resume is None:
-            folder.create(out)
-        with folder.locked(out):
-            return run.resume() if self.resume is not None else run.begin()
+        ranges.require(flags, dataset)
+        return _Run(console, flags, dataset, limits)
 
 
 class _Run:
@@ -164,20 +167,20 @@ class _Run:
         self, console: Console, flags: dict[str, Any], dataset: Dataset, limits: Limits
     ) -> None:
         self._console, self._flags, self._limits = console, flags, limits
-        self._out = Path(flags["out"])
+        self.out = Path(flags["out"])
         self._warned: set[str] = set()
         self._dataset = dataset
         self._settings = settings.described(flags, dataset)
         self._recipe = RECIPES[flags["strategy"]]
         self._strategy = self._recipe.strategy(flags)
         self._model = network.initialise(self._settings["network"], flags["seed"])
-        self._events = EventFile(self._out) if flags["tensorboard"] else None
+        self._events = EventFile(self.out) if flags["tensorboard"] else None
         self._task = self._recipe.task(flags, self._model, dataset)
         fixed = norm_scales(self._model)
         evolving = {n: p.detach() for n, p in self._model.named_parameters() if n not in fixed}
         self._start = self._strategy.init(evolving)
         self._checkpoints: Checkpoints[Any] = Checkpoints(
-            self._out, self._start, flags["keep_checkpoints"]
+            self.out, self._start, flags["keep_checkpoints"]
         )
         # Refuses what cannot work before anything is written.
         plan = self._task.plan(self._strategy.ask(self._start))
@@ -186,20 +189,24 @@ class _Run:
     def begin(self) -> int:
         """Run from the first generation on."""
         with self._evaluator() as evaluator:
-            folder.write_json(self._out / folder.CONFIG, self._settings)
+            folder.write_json(self.out / folder.CONFIG, self._settings)
             return self._go(Checkpoint(Progress(), self._start), evaluator)
 
     def resume(self) -> int:
         """Run on from the newest checkpoint."""
-        before = folder.read_json(self._out / folder.CONFIG)
+        config = self.out / folder.CONFIG
+        before = folder.read_json(config)
         resume.require_same_data(before, self._settings["data_sha256"])
-        for difference in resume.differences(before, self._settings):
-            self._say(f"{difference} since the run was begun; it may not end in the same bits")
+        for note in resume.notes(config, before, self._settings):
+            self._say(note)
         if before.get("plan") != self._settings["plan"]:
             self._say("it is evaluated in other portions than before; see plan in config.json")
         found = self._checkpoints.newest(self._say) or Checkpoint(Progress(), self._start)
+        place = self._checkpoints.path(found.progress.generation)
+        resume.require_of_this_network(self._start, found.state, place)
+        resume.require_not_passed(before, self._limits, found.progress)
         last = _LAST if self._flags["report"] else (PREDICTIONS,)
-        if all((self._out / name).exists() for name in last):
+        if all((self.out / name).exists() for name in last):
             resume.require_something_left(self._limits, found.progress)
         with self._evaluator() as evaluator:  # before the folder is touched
             self._rewind(before, found.progress)
@@ -209,13 +216,13 @@ class _Run:
         """Have the folder hold what it held when the run stood there."""
         self._checkpoints.tidy()
         for name in (*_LAST, folder.SUMMARY):  # of where it stood before
-            (self._out / name).unlink(missing_ok=True)
-        lines = folder.trim_metrics(self._out / folder.METRICS, progress.generation)
+            (self.out / name).unlink(missing_ok=True)
+        lines = folder.trim_metrics(self.out / folder.METRICS, progress.generation)
         if lines < progress.generation:
             self._say(f"{folder.METRICS} has lost {progress.generation - lines:,} generations")
-        kept = ("versions", "processor", "plan")
+        kept = ("versions", "processor", "plan", "command")  # those that it was begun with
         was = {name: before[name] for name in kept if name in before}
-        folder.write_json(self._out / folder.CONFIG, {**self._settings, **was})
+        folder.write_json(self.out / folder.CONFIG, {**self._settings, **was})
         self._console.print(
             f"resumed after generation {progress.generation:,}, {progress.seconds:.0f} s",
             soft_wrap=True,
@@ -225,7 +232,7 @@ class _Run:
         self._print_what_runs()
         flags = self._flags
         recorder = Recorder(
-            self._out,
+            self.out,
             self._checkpoints,
             flags["checkpoint_every"],
             flags["if_disk_full"] == "go-on",
@@ -258,7 +265,7 @@ class _Run:
                 self._console.print(said, soft_wrap=True)
             return self._conclude(outcome)
         except BaseException:
-            self._console.print(hint(self._out), soft_wrap=True)
+            self._console.print(hint(self.out), soft_wrap=True)
             raise
         finally:
             recorder.close()
@@ -280,7 +287,7 @@ class _Run:
         centre = self._strategy.centre(outcome.state)
         tensors = {**self._model.state_dict(), **centre, **self._task.buffers(centre)}
         return conclude(
-            self._console, self._out, outcome, self._model, tensors, self._dataset, self._settings
+            self._console, self.out, outcome, self._model, tensors, self._dataset, self._settings
         )
 
     def _print_what_runs(self) -> None:

@@ -1,31 +1,19 @@
-"""``tinkering COMMAND``: reads the flags, runs the command, turns mistakes into one paragraph."""
+"""``tinkering COMMAND``: where the program begins, and how Ctrl-C ends it from then on.
+
+Nothing is imported here that takes time: PyTorch and the commands come with the first call.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import os
+import signal
 import sys
-import traceback
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Annotated
+import threading
+from collections.abc import Iterator, Sequence
 
-import tyro
-from rich.console import Console
-
-from tinkering.cli.bench import Bench
-from tinkering.cli.data import Data
-from tinkering.cli.evaluate import Evaluate
-from tinkering.cli.evolve import Evolve
-from tinkering.cli.report import Report
-from tinkering.cli.resume import require_same, saved_flags, with_limits
-from tinkering.errors import DataError, RunBusyError, RunFolderError, TinkeringError
-
-Command = (
-    Annotated[Evolve, tyro.conf.subcommand("evolve")]
-    | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
-    | Annotated[Report, tyro.conf.subcommand("report")]
-    | Annotated[Data, tyro.conf.subcommand("data")]
-    | Annotated[Bench, tyro.conf.subcommand("bench")]
-)
+INTERRUPTED = 130
+"""Exit code after Ctrl-C."""
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -38,41 +26,34 @@ def main(args: Sequence[str] | None = None) -> int:
     Args:
         args: the words after ``tinkering``; those of the process by default.
     """
-    words = list(sys.argv[1:] if args is None else args)
-    command: Evolve | Evaluate | Report | Data | Bench = tyro.cli(
-        Command,
-        prog="tinkering",
-        description="Evaluate and evolve populations of neural networks.",
-        args=words or ["--help"],
-    )
+    with _leaving_on_ctrl_c():
+        from tinkering.cli.program import run
     try:
-        if isinstance(command, Evolve) and command.resume is not None:
-            command = _resumed(command.resume, command, words[1:])
-        return command.run(Console(markup=False, highlight=False))
-    except (TinkeringError, OSError) as error:
-        if "--debug" in words:
-            traceback.print_exc()
-        # Never wrapped or marked up: a path has to survive copying.
-        Console(stderr=True).print(
-            f"tinkering: {error}", style="red", markup=False, highlight=False, soft_wrap=True
-        )
-        return next(code for kind, code in _EXIT_CODES.items() if isinstance(error, kind))
+        return run(sys.argv[1:] if args is None else args)
     except KeyboardInterrupt:
-        return 130
+        return INTERRUPTED
 
 
-_EXIT_CODES = {DataError: 3, RunBusyError: 5, RunFolderError: 4, OSError: 4, TinkeringError: 2}
-"""By what was met; the first that fits counts."""
+@contextlib.contextmanager
+def _leaving_on_ctrl_c() -> Iterator[None]:
+    """Have Ctrl-C end the process at once, with its exit code.
 
-
-def _resumed(run: Path, given: Evolve, words: list[str]) -> Evolve:
-    """Return a run's own flags with what the user asked for besides."""
-    saved = saved_flags(run, given)
-    # Read again with the run's flags in the place of defaults: what differs then was asked for.
-    given = tyro.cli(Evolve, prog="tinkering evolve", args=words, default=saved)
-    require_same(saved, given)
-    command: Evolve = with_limits(saved, given)
-    return command
+    An exception would not do: one that is raised in the middle of an import is printed and
+    forgotten where no code of Python's can catch it, and the program would go on with half of
+    a library. Nothing has been opened or written yet that would have to be put in order.
+    """
+    if threading.current_thread() is not threading.main_thread():  # where no signals arrive
+        yield
+        return
+    # Ignored, as in the background of a shell's script, or with a handler of the caller's.
+    if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield
+        return
+    signal.signal(signal.SIGINT, lambda *_: os._exit(INTERRUPTED))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 if __name__ == "__main__":

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from tinkering.errors import ArgumentError, RunFolderError
 from tinkering.models import BasicBlock, SimpleResNet
@@ -19,6 +20,31 @@ def build(settings: Mapping[str, Any]) -> SimpleResNet:
     return SimpleResNet(
         BasicBlock, settings["blocks"], num_classes=settings["classes"], width=settings["width"]
     )
+
+
+def count_parameters(blocks: Sequence[int], width: int, classes: int) -> int:
+    """Return how many parameters `build` would make: by arithmetic, however many they are.
+
+    Args:
+        blocks: of each stage.
+        width: channels of the first.
+        classes: that the classifier tells apart.
+
+    Example:
+        >>> count_parameters((1, 1, 1, 1), width=64, classes=10)
+        4902090
+        >>> count_parameters((1, 1, 1, 10**9), width=10**6, classes=10) > 10**24
+        True
+    """
+    count = 9 * width + 2 * width  # a convolution of one channel, and its norm
+    inputs = width
+    for stage, number in enumerate(blocks):
+        planes = width << stage
+        first = 9 * planes * (inputs + planes) + 4 * planes
+        shortcut = planes * (inputs + 2) if stage else 0
+        count += first + shortcut + (number - 1) * (18 * planes**2 + 4 * planes)
+        inputs = planes
+    return count + (inputs + 1) * classes
 
 
 def initialise(settings: Mapping[str, Any], seed: int) -> nn.Module:
@@ -44,7 +70,9 @@ def load(run: Path) -> tuple[nn.Module, dict[str, Any]]:
         # Without memory: a file that was tampered with may describe a network of any size.
         with torch.device("meta"):
             model = build(shape)
-        _ = settings["data"], settings["pixels"]["mean"], settings["pixels"]["std"]
+        data, pixels = settings["data"], settings["pixels"]
+        if not isinstance(data, str) or not _are_usable(pixels["mean"], pixels["std"]):
+            raise TypeError("data and pixels")
     except (KeyError, TypeError, ArgumentError, OverflowError, RuntimeError) as error:
         raise RunFolderError(
             run / folder.CONFIG, "the settings of a run", f"no usable {error}"
@@ -53,8 +81,49 @@ def load(run: Path) -> tuple[nn.Module, dict[str, Any]]:
         if name in tensors and tensors[name].dtype != value.dtype:
             found = f"{name} in {tensors[name].dtype}"
             raise RunFolderError(run / folder.MODEL, f"{name} in {value.dtype}", found)
-    try:
-        model.load_state_dict(tensors, assign=True)
-    except RuntimeError as error:
-        raise RunFolderError(run / folder.MODEL, described, str(error)) from error
+    difference = first_difference(model.state_dict(), tensors)
+    if difference is not None:
+        expected, found = difference
+        raise RunFolderError(run / folder.MODEL, f"{described}: {expected}", found, NOT_TOGETHER)
+    model.load_state_dict(tensors, assign=True)
     return model.eval(), settings
+
+
+NOT_TOGETHER = f"The file and {folder.CONFIG} do not belong together."
+"""What to say where a network or a checkpoint is not of the shapes that the settings lead to."""
+
+
+def first_difference(
+    needed: Mapping[str, Tensor], came: Mapping[str, Tensor]
+) -> tuple[str, str] | None:
+    """Return the first tensor that differs, as it should be and as it is.
+
+    Args:
+        needed: tensors by name, of the shapes that they should have; each, and no other, has to
+            be there.
+        came: those to compare.
+
+    Example:
+        >>> first_difference({"bias": torch.zeros(3)}, {"bias": torch.zeros(2)})
+        ('bias of shape [3]', 'one of shape [2]')
+        >>> first_difference({"bias": torch.zeros(3)}, {"bias": torch.ones(3)}) is None
+        True
+    """
+    for name, value in needed.items():
+        if name not in came:
+            return f"{name} of shape {list(value.shape)}", "none of that name"
+        if came[name].shape != value.shape:
+            shapes = list(value.shape), list(came[name].shape)
+            return f"{name} of shape {shapes[0]}", f"one of shape {shapes[1]}"
+    more = [name for name in came if name not in needed]
+    return (f"none called {more[0]!r:.80}", "it") if more else None
+
+
+def _are_usable(mean: object, std: object) -> bool:
+    """Return whether pixels can be normalised with these."""
+    return (
+        isinstance(mean, int | float)
+        and isinstance(std, int | float)
+        and math.isfinite(mean)
+        and 0 < std < math.inf
+    )

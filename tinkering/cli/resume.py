@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from tinkering.cli import workers
-from tinkering.cli.settings import FRESH
-from tinkering.errors import ArgumentError, RunFolderError
+from torch import Tensor
+
+from tinkering.cli import network, ranges, workers
+from tinkering.cli.settings import FRESH, OPEN
+from tinkering.errors import ArgumentError, CheckpointError, RunFolderError
 from tinkering.runs import folder
 from tinkering.runs.checkpoint import Progress
 from tinkering.runs.evolve import Limits
@@ -52,11 +56,25 @@ def saved_flags(run: Path, like: Flags) -> Flags:
     saved = {name: settings[name] for name in names}
     hints = get_type_hints(type(like))
     for name, value in saved.items():
-        if not _fits(value, hints[name]):
+        # A run's settings leave no default open.
+        if not _fits(value, hints[name]) or (name in OPEN and value is None):
             raise RunFolderError(run / folder.CONFIG, f"a usable {name}", repr(value)[:60])
+        if type(value) is int and hints[name] is not int and _fits(0.5, hints[name]):
+            saved[name] = _as_float(run, name, value)
     # As JSON has them they are a list and a text. The folder may have been moved.
     saved |= {"blocks": tuple(saved["blocks"]), "out": run}
+    with values_of(run, may_be_given=()):
+        ranges.require_in_range(saved)
     return replace(like, **saved, resume=run, debug=False)
+
+
+def _as_float(run: Path, name: str, value: int) -> float:
+    """Return what JSON has as an integer and a flag as a float."""
+    try:
+        return float(value)
+    except OverflowError as error:
+        found = f"one of {len(str(value))} digits"
+        raise RunFolderError(run / folder.CONFIG, f"a usable {name}", found) from error
 
 
 def _fits(value: Any, hint: Any) -> bool:
@@ -70,6 +88,28 @@ def _fits(value: Any, hint: Any) -> bool:
         return isinstance(value, list) and [type(part) for part in value] == list(parts)
     as_json = {Path: (str,), float: (float, int), NoneType: (NoneType,)}
     return type(value) in as_json.get(hint, (hint,))
+
+
+@contextlib.contextmanager
+def values_of(run: Path, may_be_given: Sequence[str] = MAY_CHANGE) -> Iterator[None]:
+    """Have what is wrong with a flag be said of the file that it is from.
+
+    Args:
+        run: the run folder.
+        may_be_given: flags that may be the user's own.
+
+    Raises:
+        RunFolderError: the body met a flag out of range that cannot be the user's own.
+    """
+    try:
+        yield
+    except ArgumentError as error:
+        argument, needed, came, advice = error.args
+        if argument in may_be_given:
+            raise
+        raise RunFolderError(
+            run / folder.CONFIG, f"for {argument} {needed}", str(came), advice
+        ) from error
 
 
 def require_same(saved: Flags, given: Flags) -> None:
@@ -104,39 +144,112 @@ def with_limits(saved: Flags, given: Flags) -> Flags:
     )
 
 
+def require_not_passed(before: Mapping[str, Any], limits: Limits, progress: Progress) -> None:
+    """Refuse a new limit that a run has passed already.
+
+    Args:
+        before: the settings in the run folder. Its own limits may have been reached: a run that
+            was killed then still has its end to write.
+        limits: that are asked for.
+        progress: what the run has behind it.
+
+    Raises:
+        ArgumentError: (a ``ValueError``) it has passed one that is not its own.
+    """
+    for name, limit, done in _limits(limits, progress):
+        if limit is not None and limit < done and limit != before.get(name):
+            raise _passed(name, limit, done)
+
+
 def require_something_left(limits: Limits, progress: Progress) -> None:
     """Refuse to resume a run that is where its limits end it.
 
     Raises:
         ArgumentError: (a ``ValueError``) it is.
     """
-    for name, limit, done in (
+    for name, limit, done in _limits(limits, progress):
+        if limit is not None and limit <= done:
+            raise _passed(name, limit, done)
+
+
+def _limits(
+    limits: Limits, progress: Progress
+) -> tuple[tuple[str, int | float | None, int | float], ...]:
+    """Return each limit by its flag, with what the run has behind it."""
+    return (
         ("generations", limits.generations, progress.generation),
         ("seconds", limits.seconds, progress.seconds),
-    ):
-        if limit is not None and done >= limit:
-            raise ArgumentError(
-                name,
-                f"more than the {done:,.0f} that the run has behind it",
-                f"{limit:,.0f}",
-                f"Say how far it shall go on, such as --{name} {2 * done:.0f}.",
-            )
+    )
 
 
-def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+def _passed(name: str, limit: int | float, done: int | float) -> ArgumentError:
+    # Rounded up: of a run of half a second, "more than the 0" would be said otherwise.
+    return ArgumentError(
+        name,
+        f"more than the {_figure(done)} that the run has behind it",
+        _figure(limit),
+        f"Say how far it shall go on, such as --{name} {max(1, math.ceil(2 * done))}.",
+    )
+
+
+def _figure(number: int | float) -> str:
+    return f"{number:,}" if isinstance(number, int) else f"{number:,.1f}"
+
+
+def notes(config: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """Return what of versions and processor is not what the run was begun with, in words.
 
     Args:
-        before: the settings in the run folder.
-        now: those that the run would have if it were begun now.
+        config: the file that holds the settings of the run.
+        before: those settings.
+        now: what `tinkering.cli.settings.made_with` returns.
+
+    Raises:
+        RunFolderError: the settings hold something else in these places.
     """
     found = []
     for group in ("versions", "processor"):
+        held = before.get(group, {})
+        if not isinstance(held, Mapping):
+            raise RunFolderError(config, f"{group} as a JSON object", repr(held)[:60])
         for name, value in now[group].items():
-            was = before.get(group, {}).get(name)
+            was = held.get(name)
             if was != value:
-                found.append(f"{name} was {was} and is {value}")
+                found.append(
+                    f"{name} was {was} and is {value} since the run was begun; it may not end in "
+                    "the same bits"
+                )
     return found
+
+
+def require_of_this_network(start: Any, state: Any, path: Path) -> None:
+    """Refuse a checkpoint of a network that the settings do not lead to.
+
+    Args:
+        start: the strategy's state before the first generation.
+        state: that of the checkpoint.
+        path: of the checkpoint.
+
+    Raises:
+        CheckpointError: it names the first parameter that differs.
+    """
+    if type(state) is not type(start):
+        raise CheckpointError(path, type(start).__name__, type(state).__name__)
+    expected = f"the parameters that {folder.CONFIG} leads to"
+    for field in fields(start):
+        needed, came = getattr(start, field.name), getattr(state, field.name)
+        if not isinstance(needed, Mapping) or not all(
+            isinstance(value, Tensor) for value in needed.values()
+        ):
+            continue
+        if not isinstance(came, Mapping) or not all(
+            isinstance(value, Tensor) for value in came.values()
+        ):
+            raise CheckpointError(path, f"{expected} as {field.name}", type(came).__name__)
+        difference = network.first_difference(needed, came)
+        if difference is not None:
+            said = f"{expected}: {difference[0]}"
+            raise CheckpointError(path, said, difference[1], network.NOT_TOGETHER)
 
 
 def require_same_data(before: Mapping[str, Any], sha256: str) -> None:

@@ -20,6 +20,8 @@ from tinkering.errors import ArgumentError
 from tinkering.evaluation.forward import fastest_dtype
 from tinkering.evaluation.memory import default_budget
 
+OPEN = frozenset({"memory"}.union(*(recipe.defaults for recipe in RECIPES.values()))) | {"threads"}
+"""Flags that need not be given, and that stand with what they came to in ``config.json``."""
 DEFAULT_SECONDS = 120.0
 FRESH = ("resume", "debug")
 """Flags that are about a single call of the program, and stand in no file."""
@@ -87,6 +89,13 @@ def described(flags: Mapping[str, Any], dataset: Dataset) -> dict[str, Any]:
             "classes": len(dataset.classes),
         },
         "pixels": {"mean": dataset.mean, "std": dataset.std},
+        **made_with(),
+    }
+
+
+def made_with() -> dict[str, dict[str, Any]]:
+    """Return what the numbers of a run may depend on, besides its settings."""
+    return {
         "versions": {
             "tinkering": tinkering.__version__,
             "torch": torch.__version__,
