@@ -41,6 +41,8 @@ addEventListener("load", () => {{
     images, window: page.defaultView.innerWidth, title: page.title,
     page: Math.max(root.scrollWidth, page.body.scrollWidth),
     wide: wide.map((element) => element.outerHTML.slice(0, 80)),
+    cut: [...page.querySelectorAll(".scroll")].filter((box) =>
+      box.scrollWidth > box.clientWidth + 1).map((box) => box.querySelector("caption").innerText),
     columns: getComputedStyle(page.querySelector(".three") || root).gridTemplateColumns,
   }});
 }});

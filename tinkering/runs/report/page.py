@@ -75,8 +75,7 @@ def write_file(path: Path, content: bytes) -> None:
     beside = path.with_name(path.name + ".part")
     try:
         beside.unlink(missing_ok=True)  # it may be a pipe, or a link to somewhere else
-        with beside.open("xb") as file:
-            file.write(content)
+        beside.write_bytes(content)
         beside.replace(path)
     except OSError as error:
         with contextlib.suppress(OSError):
