@@ -16,7 +16,7 @@ from tinkering.cli import network, workers
 from tinkering.cli.recipes import RECIPES
 from tinkering.data import Dataset, Shifts
 from tinkering.errors import ArgumentError
-from tinkering.native.free_memory import free_memory
+from tinkering.evaluation.memory import default_budget
 from tinkering.runs.evolve import Limits
 from tinkering.strategies.stepping import require_step
 
@@ -38,6 +38,11 @@ _MAPPINGS_OF_A_THREAD = 2
 """Areas of memory: its stack, and what guards it."""
 _GENERATIONS = 2**64
 """Noise is drawn with the generation as a number of 64 bits."""
+
+
+def free_memory() -> int:
+    """Return the bytes that this process can still have: an evaluation's budget is half of it."""
+    return 2 * default_budget()
 
 
 def require(flags: Mapping[str, Any], dataset: Dataset) -> None:
