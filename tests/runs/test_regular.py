@@ -12,13 +12,11 @@ from tinkering.runs.regular import open_by_name, open_regular, require_regular_o
 def make(kind, path):
     if kind == "a named pipe":
         os.mkfifo(path)
-    elif kind == "a folder":
-        path.mkdir()
     else:
         path.symlink_to("/dev/zero")
 
 
-@pytest.mark.parametrize("kind", ["a named pipe", "a folder", "a device"])
+@pytest.mark.parametrize("kind", ["a named pipe", "a device"])
 @pytest.mark.parametrize("linked", [False, True])
 def test_anything_else_is_refused_at_once(tmp_path, kind, linked):
     path = tmp_path / "file"
@@ -30,6 +28,11 @@ def test_anything_else_is_refused_at_once(tmp_path, kind, linked):
         with pytest.raises(OSError, match="which is no regular file") as caught:
             read(path)
         assert caught.value.strerror == f"{kind}, which is no regular file"
+
+
+def test_a_folder_is_said_as_ever(tmp_path):
+    with pytest.raises(IsADirectoryError, match="Is a directory"):
+        open_regular(tmp_path)
 
 
 def test_a_socket_is_refused(tmp_path, monkeypatch):
