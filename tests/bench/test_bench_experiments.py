@@ -81,7 +81,8 @@ class TestSuite:
             *("bf16-b64-vs-pure", "bf16-b256-vs-pure", "shared-w64"),
             *(f"factored-w{width}{way}" for width in (64, 16, 8) for way in ("", "-every")),
             *("vgg-w64", "preact-w64", "vgg-w8", "preact-w8", "noise-w8", "noise-w64"),
-            *("memory-few", "memory-many", "memory-growth"),
+            *(f"call-{n}-{m}" for n in ("4-32-32-2", "40-128-128-8") for m in (64, 1024)),
+            *("call-lenet-64", "memory-few", "memory-many", "memory-growth"),
             *("cold-start-empty", "cold-start-warm", "peer-evox", "peer-evotorch"),
         } <= set(rows_of(Sizes()))
 
@@ -107,7 +108,7 @@ class TestSuite:
         assert str(raised.value).startswith(
             "rows: needed a pattern that fits a row, got 'nothing'. The rows are pure-resnet-w64, "
         )
-        assert "call-vs-vmap, call-vs-loop, bf16-vs-vmap" in str(raised.value)
+        assert "call-vs-vmap, call-vs-loop, call-4-32-32-2-64" in str(raised.value)
 
 
 class TestCompared:

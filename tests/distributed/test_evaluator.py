@@ -324,7 +324,7 @@ class TestRefused:
 def test_ray_is_imported_by_none_who_does_not_ask_for_it():
     source = (
         "import sys, tinkering; tinkering.EvolutionStrategy, tinkering.Classification; "
-        "import tinkering.cli.main, tinkering.distributed.evaluator; "
+        "import tinkering.cli.program, tinkering.distributed.evaluator; "
         "assert 'ray' not in sys.modules"
     )
     subprocess.run([sys.executable, "-W", "error", "-c", source], check=True, timeout=60)

@@ -158,7 +158,7 @@ TAKEN = {
     # other ways for other batches
     "one image or more": (lambda: Net(two_ways(1), first=rows(), second=rows()), FEATURES),
     "two images or more": (lambda: Net(two_ways(2), first=rows(), second=rows()), FEATURES),
-    "sum of the batch": (lambda: Net(lambda m, x: m.a(x - x.mean(0)), a=rows()), FEATURES),
+    "sum of the batch": (lambda: Net(lambda m, x: m.a(x - x.mean(0) / 2), a=rows()), FEATURES),
     # parameters of parameters
     "layer of a parameter": (
         lambda: Net(lambda m, x: x @ m.p(m.e).T, p=rows(4), e=parameter(CLASSES, 4)),

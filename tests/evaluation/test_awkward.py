@@ -59,6 +59,10 @@ def population(name, kind):
     if kind == "chains":
         chains = [tuple(Mutation(g, i, 0.5) for g in range(2)) for i in range(SIZE)]
         return SeedChainPopulation(model, chains)
+    if kind == "part":  # what others make of it is each member's own, too
+        evolving = {n: p.detach() for n, p in model.named_parameters() if p.numel()}
+        first = next(iter(evolving))
+        return PerturbedPopulation({first: evolving[first]}, SIZE, 0.5, seed=1)
     noise = {"rank 1": LowRank(1), "dense": Dense()}[kind]
     return PerturbedPopulation(model, SIZE, 0.5, noise, seed=1)
 
@@ -76,7 +80,7 @@ def expected(name, kind, own, batch):
     members = population(name, kind)
     rows = []
     for i in range(SIZE):
-        member = members.materialise(i)
+        member = members.materialise(i, module(name))
         with torch.no_grad():
             rows.append(member((x[i] if own else x).clone()))
     result = torch.stack(rows)
@@ -121,7 +125,7 @@ def compared(result, wanted, dtype):
 
 @pytest.mark.filterwarnings("ignore:members share a centre, but")
 @names
-@pytest.mark.parametrize("kind", ["rank 1", "dense", "stacked", "chains"])
+@pytest.mark.parametrize("kind", ["rank 1", "dense", "part", "stacked", "chains"])
 @pytest.mark.parametrize("engine", ["auto", *ENGINES])
 def test_equal_to_the_loop_and_nothing_is_moved(name, kind, engine):
     if engine == "factored" and kind in ("stacked", "chains"):

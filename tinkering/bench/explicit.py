@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +13,7 @@ from tinkering.bench.clock import Contender
 from tinkering.bench.elsewhere import plain_vmap, plain_ways
 from tinkering.bench.experiment import DTYPE, Bench, Comparison, Experiment, contenders_by_name
 from tinkering.bench.judge import Row, Target
-from tinkering.bench.networks import images, network
+from tinkering.bench.networks import images, lenet, network, policy
 from tinkering.bench.settings import Sizes
 from tinkering.evaluation.forward import forward
 from tinkering.models import get_parallel_forward_pass_fn
@@ -50,6 +51,30 @@ def _call(bench: Bench) -> Iterator[Row]:
         ways = {**plain, "kept": plain_vmap(models, x), "call": parallel_call(models, x)}
         contenders = contenders_by_name({name: (way, count) for name, way in ways.items()})
         yield from bench.compared(contenders, comparisons)[0]
+
+
+_SMALL: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], tuple[int, ...]]] = {
+    "4-32-32-2": (lambda: policy(4, 32, 32, 2), (1, 4), (64, 1024)),
+    "40-128-128-8": (lambda: policy(40, 128, 128, 8), (1, 40), (64, 1024)),
+    "lenet": (lenet, (32, 1, 28, 28), (64,)),
+}
+"""Small networks, what all members see, and how many there are."""
+
+
+def _small_call(name: str, members: int, bench: Bench) -> Iterator[Row]:
+    """Compare the seed's call with vmap where a call is short, both in this process."""
+    build, shape, _ = _SMALL[name]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        models = [build().eval() for _ in range(members)]
+        x = torch.randn(shape)
+    ways = {"vmap": plain_vmap(models, x), "call": parallel_call(models, x)}
+    count = members * len(x)
+    seen = f"get_parallel_forward_pass_fn, {name}, {members} members, {len(x)} shared"
+    row = f"call-{name}-{members}"
+    comparison = Comparison(row, seen, "call", "vmap", "x vmap here", Target(0.95, 1.0))
+    contenders = contenders_by_name({key: (way, count) for key, way in ways.items()})
+    yield from bench.compared(contenders, [comparison])[0]
 
 
 def _bfloat16(bench: Bench) -> Iterator[Row]:
@@ -94,6 +119,11 @@ def experiments(sizes: Sizes) -> list[Experiment]:
     return [
         Experiment(
             ("vmap-fp32", "vmap-fp32-kept", "loop-fp32", "call-vs-vmap", "call-vs-loop"), _call
+        ),
+        *(
+            Experiment((f"call-{name}-{members}",), partial(_small_call, name, members))
+            for name, (_, _, counts) in _SMALL.items()
+            for members in counts
         ),
         Experiment(("bf16-vs-vmap", "bf16-vs-vmap-bound", at), _bfloat16),
         Experiment((f"bf16-b{sizes.large_batch}-vs-pure",), _large_batch),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -104,6 +105,32 @@ class PreActivationResNet(nn.Module):
 
 def _resnet(width: int) -> nn.Module:
     return SimpleResNet(BasicBlock, [1, 1, 1, 1], num_classes=_CLASSES, width=width)
+
+
+def policy(*sizes: int) -> nn.Module:
+    """Return linear layers of these sizes with tanh between them, as policies are.
+
+    Example:
+        >>> policy(4, 32, 32, 2)(torch.zeros(5, 4)).shape
+        torch.Size([5, 2])
+    """
+    layers: list[nn.Module] = []
+    for inputs, outputs in pairwise(sizes):
+        layers += [nn.Linear(inputs, outputs), nn.Tanh()]
+    return nn.Sequential(*layers[:-1])
+
+
+def lenet() -> nn.Module:
+    """Return two convolutions and three linear layers, after LeCun et al. 1998.
+
+    Example:
+        >>> lenet()(torch.zeros(5, 1, 28, 28)).shape
+        torch.Size([5, 10])
+    """
+    first = [nn.Conv2d(1, 6, 5, padding=2), nn.ReLU(), nn.AvgPool2d(2)]
+    second = [nn.Conv2d(6, 16, 5), nn.ReLU(), nn.AvgPool2d(2), nn.Flatten()]
+    last = [nn.Linear(400, 120), nn.ReLU(), nn.Linear(120, 84), nn.ReLU(), nn.Linear(84, _CLASSES)]
+    return nn.Sequential(*first, *second, *last)
 
 
 NETWORKS: dict[str, Callable[[int], nn.Module]] = {

@@ -113,7 +113,7 @@ def _export(model: nn.Module, x: Tensor, found: Probe) -> Captured:
     placeholders = [node.name for node in program.graph.nodes if node.op == "placeholder"]
     (images,) = (name for name in placeholders if name not in given)
     tidy(program.graph, signature.user_outputs[0])
-    coupled = found.coupled or any(_has_batch_statistics(node) for node in program.graph.nodes)
+    coupled = found.coupled or any(has_batch_statistics(node) for node in program.graph.nodes)
     # Some draw for some inputs only, and the probe's need not be among them.
     random = found.random or any(_is_random(node) for node in program.graph.nodes)
     return Captured(program.graph, images, parameters, buffers, constants, coupled, random)
@@ -140,7 +140,7 @@ def _is_random(node: fx.Node) -> bool:
     return trains is not False and probability != 0
 
 
-def _has_batch_statistics(node: fx.Node) -> bool:
+def has_batch_statistics(node: fx.Node) -> bool:
     """Return whether a node is a batch norm that uses the batch it sees."""
     if node.target is not torch.ops.aten.batch_norm.default:
         return False

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, fx
 
 from tinkering.errors import UnsupportedLayerError
+from tinkering.evaluation.capture import has_batch_statistics
 from tinkering.evaluation.graph import CONVOLUTIONS, LINEAR, NORM, Fused, Program, arguments
 from tinkering.evaluation.job import Job, Run, Tiles
 from tinkering.evaluation.layers import Layer, Values, layer
@@ -153,7 +154,7 @@ class _Binder:
 
     def node(self, node: fx.Node) -> Callable[..., Any] | None:
         """Return what computes a plain step in the graph's stead; None where nothing has to."""
-        if node.target is NORM:  # one that keeps no statistics, or was left in train mode
+        if node.target is NORM and has_batch_statistics(node):
             build = batch_statistics
         elif not self._evolving_inputs(node):
             return None

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import type_before_parametrizations
 
 from tinkering.errors import ArgumentError
 from tinkering.population.required import require_named
@@ -101,7 +102,10 @@ def _traits(module: nn.Module) -> Traits:
             of = {"of shape": list(held.shape), "of dtype": held.dtype, "on device": held.device}
             traits[f"a {kind} {name!r}"] = of
     for name, part in module.named_modules():
-        of = {"of type": type(part), "in": "train mode" if part.training else "eval mode"}
+        of = {
+            "of type": type_before_parametrizations(part),
+            "in": "train mode" if part.training else "eval mode",
+        }
         traits[f"a submodule {name!r}" if name else "a module"] = of
     return traits
 
