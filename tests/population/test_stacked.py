@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from stacked_models import WIDTH, make_model, make_models, make_tied
 from torch import nn
 from torch.func import functional_call, stack_module_state
-from torch.nn.utils import parameters_to_vector, vector_to_parameters
+from torch.nn.utils import parameters_to_vector, parametrizations, vector_to_parameters
 
 from tinkering.models import functional_forward_core, get_parallel_forward_pass_fn
 from tinkering.population import StackedPopulation
@@ -35,6 +35,14 @@ def same_bits(a, b):
 
 
 class TestMembers:
+    def test_modules_with_parametrisations(self):
+        """Each has a class of its own."""
+        models = [nn.Sequential(parametrizations.weight_norm(nn.Linear(4, 3))) for _ in range(3)]
+        population = StackedPopulation.from_modules(models)
+        x = torch.randn(5, 4)
+        for member, model in enumerate(models):
+            assert torch.equal(population.materialise(member)(x), model(x))
+
     def test_are_the_modules_they_were_built_from(self):
         models = make_models()
         for population in (

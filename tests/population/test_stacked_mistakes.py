@@ -39,12 +39,12 @@ class TestTensors:
             (
                 {"weight": W, "bias": [1.0, 2.0]},
                 {},
-                "params: needed a tensor for 'bias', got list.",
+                "params: needed a tensor for 'bias', got a list.",
             ),
             (
                 {"weight": W},
                 {"mean": B, "count": 3},
-                "buffers: needed a tensor for 'count', got int.",
+                "buffers: needed a tensor for 'count', got a int.",
             ),
             (
                 {"weight": torch.tensor(1.0)},
