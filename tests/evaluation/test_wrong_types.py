@@ -93,15 +93,15 @@ AXIS = (
 KINDS = "StackedPopulation and PerturbedPopulation make one of modules or parameters."
 ALONE = "Hand in the others as a dict: it stays as it is then."
 SAID = {
-    "x array": f"x: needed a tensor, got a ndarray. {TENSOR}",
+    "x array": f"x: needed a tensor, got an ndarray. {TENSOR}",
     "x list": f"x: needed a tensor, got a list. {TENSOR}",
-    "y array": f"y: needed a tensor, got a ndarray. {TENSOR}",
+    "y array": f"y: needed a tensor, got an ndarray. {TENSOR}",
     "y list": f"y: needed a tensor, got a list. {TENSOR}",
     "y int32": "y: needed labels of torch.int64, got torch.int32. Call y.long().",
     "y too large": "y: needed labels from 0 to 2, as there are 3 outputs, got 3.",
     "y negative": "y: needed labels from 0 to 2, as there are 3 outputs, got -1.",
     "fitness array": "fitness: needed a tensor of shape [members] = [*], one number a member, got "
-    f"a ndarray. {TENSOR}",
+    f"an ndarray. {TENSOR}",
     "fitness list": "fitness: needed a tensor of shape [members] = [*], one number a member, got "
     f"a list. {TENSOR}",
     "fitness complex": "fitness: needed real numbers, got torch.complex64.",
@@ -122,8 +122,8 @@ SAID = {
     f"'a'. {ALONE}",
     "stack module": "params: needed tensors by name, got a Sequential. It is "
     "dict(model.named_parameters()).",
-    "modules one": "models: needed modules, one a member, got a int.",
-    "vectors array": f"vectors: needed a tensor, got a ndarray. {TENSOR}",
+    "modules one": "models: needed modules, one a member, got an int.",
+    "vectors array": f"vectors: needed a tensor, got an ndarray. {TENSOR}",
     "init module": "params: needed tensors by name, got a Sequential. It is "
     "dict(model.named_parameters()).",
     "init integers": "params: needed parameters of a floating-point dtype, got torch.int64 in "
@@ -134,7 +134,7 @@ SAID = {
     f"'a'. {ALONE}",
     "activations integers": "params: needed parameters of a floating-point dtype, got torch.int64 "
     f"in 'a'. {ALONE}",
-    "tell array": f"fitness: needed a tensor of shape [4], got a ndarray. {TENSOR}",
+    "tell array": f"fitness: needed a tensor of shape [4], got an ndarray. {TENSOR}",
     "tell list": f"fitness: needed a tensor of shape [4], got a list. {TENSOR}",
     "recalibrate": f"x: needed a tensor, got a list. {TENSOR}",
 }

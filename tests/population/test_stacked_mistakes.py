@@ -44,7 +44,7 @@ class TestTensors:
             (
                 {"weight": W},
                 {"mean": B, "count": 3},
-                "buffers: needed a tensor for 'count', got a int.",
+                "buffers: needed a tensor for 'count', got an int.",
             ),
             (
                 {"weight": torch.tensor(1.0)},

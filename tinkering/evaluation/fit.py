@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from tinkering.errors import ArgumentError
 from tinkering.population import ParamsAndBuffers, PerturbedPopulation, Population
+from tinkering.population.required import kind_of
 
 
 def require_kinds(model: object, population: object, kind: type = Population) -> None:
@@ -17,13 +18,12 @@ def require_kinds(model: object, population: object, kind: type = Population) ->
         ArgumentError: (a ``ValueError``) as it says.
     """
     if not isinstance(model, nn.Module):
-        raise ArgumentError("model", "a module", f"a {type(model).__name__}")
+        raise ArgumentError("model", "a module", kind_of(model))
     if not isinstance(population, kind):
         advice = ""
         if kind is Population:
             advice = "StackedPopulation and PerturbedPopulation make one of modules or parameters."
-        came = f"a {type(population).__name__}"
-        raise ArgumentError("population", f"a {kind.__name__}", came, advice)
+        raise ArgumentError("population", f"a {kind.__name__}", kind_of(population), advice)
 
 
 def require_fit(model: nn.Module, population: Population) -> None:

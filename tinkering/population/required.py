@@ -9,6 +9,17 @@ from torch import Tensor, nn
 from tinkering.errors import ArgumentError
 
 
+def kind_of(value: object) -> str:
+    """Return what a value is, as a message says it.
+
+    Example:
+        >>> kind_of([1.0]), kind_of(1)
+        ('a list', 'an int')
+    """
+    name = type(value).__name__
+    return f"{'an' if name[0].lower() in 'aeiou' or name == 'ndarray' else 'a'} {name}"
+
+
 def require_tensor(argument: str, value: object, needed: str = "a tensor") -> None:
     """Refuse what is no tensor, such as an array or a list.
 
@@ -21,8 +32,7 @@ def require_tensor(argument: str, value: object, needed: str = "a tensor") -> No
         tinkering.errors.ArgumentError: x: needed a tensor, got a list. Call torch.as_tensor on it.
     """
     if not isinstance(value, Tensor):
-        came = f"a {type(value).__name__}"
-        raise ArgumentError(argument, needed, came, "Call torch.as_tensor on it.")
+        raise ArgumentError(argument, needed, kind_of(value), "Call torch.as_tensor on it.")
 
 
 def require_named(argument: str, value: object) -> None:
@@ -33,10 +43,10 @@ def require_named(argument: str, value: object) -> None:
     """
     if not isinstance(value, Mapping):
         advice = "It is dict(model.named_parameters())." if isinstance(value, nn.Module) else ""
-        raise ArgumentError(argument, "tensors by name", f"a {type(value).__name__}", advice)
+        raise ArgumentError(argument, "tensors by name", kind_of(value), advice)
     for name, tensor in value.items():
         if not isinstance(tensor, Tensor):
-            raise ArgumentError(argument, f"a tensor for {name!r}", f"a {type(tensor).__name__}")
+            raise ArgumentError(argument, f"a tensor for {name!r}", kind_of(tensor))
 
 
 def require_decimals(argument: str, params: Mapping[str, Tensor]) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from tinkering.errors import ArgumentError
 from tinkering.population.alike import detached, in_order_of, require_alike, require_members
 from tinkering.population.member import ParamsAndBuffers, as_module, part_of
-from tinkering.population.required import require_tensor
+from tinkering.population.required import kind_of, require_tensor
 
 
 class StackedPopulation:
@@ -94,7 +94,7 @@ class StackedPopulation:
             torch.Size([6, 4, 8])
         """
         if not isinstance(models, Iterable):
-            raise ArgumentError("models", "modules, one a member", f"a {type(models).__name__}")
+            raise ArgumentError("models", "modules, one a member", kind_of(models))
         modules = list(models)
         require_alike(modules)
         params = _stack([dict(module.named_parameters()) for module in modules])
