@@ -9,6 +9,7 @@ from awkward import Net, rows
 from small_nets import assert_close, loop
 from torch import nn
 
+from tinkering.evaluation import look
 from tinkering.evaluation.fingerprint import fingerprint
 from tinkering.evaluation.forward import forward
 from tinkering.population import PerturbedPopulation
@@ -118,3 +119,18 @@ class TestFingerprint:
         before = fingerprint(net)
         net.sizes["a"].append(3)
         assert fingerprint(net) != before
+
+    def test_a_container_that_contains_itself(self):
+        net = network()
+        net.sizes["again"] = net.sizes
+        assert fingerprint(net) == fingerprint(net)
+
+
+def test_a_module_that_is_changed_all_the_time_does_not_fill_the_memory(monkeypatch):
+    monkeypatch.setattr(look, "_KEPT", 2)
+    net = network()
+    for factor in (1, 2, 3, 4):
+        net.factor = factor
+        population = PerturbedPopulation(net, 4, 0.5)
+        assert_close(forward(net, population, X), loop(population, X))
+        assert len(look._seen[net]) <= 2

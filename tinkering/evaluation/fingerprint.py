@@ -42,14 +42,20 @@ def fingerprint(model: nn.Module) -> Hashable:
     return tuple(seen)
 
 
-def _digest(value: Any) -> Hashable:
-    """Return what is equal for an attribute's value and for one that does the same."""
+def _digest(value: Any, depth: int = 4) -> Hashable:
+    """Return what is equal for an attribute's value and for one that does the same.
+
+    Args:
+        value: the attribute's.
+        depth: how far containers are looked into, which may contain themselves.
+    """
     if isinstance(value, _PLAIN):
         return type(value), value
-    if isinstance(value, list | tuple | set | frozenset):
-        return type(value), tuple(_digest(item) for item in value)
-    if isinstance(value, Mapping):
-        return type(value), tuple((_digest(k), _digest(v)) for k, v in value.items())
+    if depth and isinstance(value, list | tuple | set | frozenset):
+        return type(value), tuple([_digest(item, depth - 1) for item in value])
+    if depth and isinstance(value, Mapping):
+        items = [(_digest(k, depth - 1), _digest(v, depth - 1)) for k, v in value.items()]
+        return type(value), tuple(items)
     if isinstance(value, Tensor):  # parameters and buffers are inputs of the graph
         version = 0 if isinstance(value, nn.Parameter) or value.is_inference() else value._version
         return _Same(value), version

@@ -47,10 +47,7 @@ def negative_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     """
     if labels.dtype != torch.int64:
         raise ArgumentError("y", "labels of torch.int64", labels.dtype, "Call y.long().")
-    low, high = (int(bound) for bound in torch.aminmax(labels))
-    if low < 0 or high >= logits.shape[-1]:
-        needed = f"labels from 0 to {logits.shape[-1] - 1}, as there are {logits.shape[-1]} outputs"
-        raise ArgumentError("y", needed, low if low < 0 else high)
+    _require_classes(labels, logits.shape[-1])
     losses = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none")
     return -losses.view(labels.shape).mean(1)
 
@@ -60,13 +57,24 @@ def accuracy(logits: Tensor, labels: Tensor) -> Tensor:
 
     Args:
         logits: ``[members, batch, classes]``.
-        labels: ``[members, batch]``, integers.
+        labels: ``[members, batch]``, integers from 0 to classes - 1.
+
+    Raises:
+        ArgumentError: (a ``ValueError``) the labels are none of these.
 
     Example:
         >>> accuracy(torch.tensor([[[0.0, 1.0], [1.0, 0.0]]]), torch.tensor([[1, 1]]))
         tensor([0.5000])
     """
+    _require_classes(labels, logits.shape[-1])
     return (logits.argmax(2) == labels).float().mean(1)
+
+
+def _require_classes(labels: Tensor, classes: int) -> None:
+    low, high = (int(bound) for bound in torch.aminmax(labels))
+    if low < 0 or high >= classes:
+        needed = f"labels from 0 to {classes - 1}, as there are {classes} outputs"
+        raise ArgumentError("y", needed, low if low < 0 else high)
 
 
 def checked(fitness: Fitness, logits: Tensor, labels: Tensor) -> Tensor:

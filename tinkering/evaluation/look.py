@@ -36,6 +36,8 @@ class Seen:
 
 
 _LOCK = threading.RLock()  # torch.export changes PyTorch's own state for the time of a capture
+_KEPT = 16
+"""Ways in which a module was, and shapes of an image, that are remembered."""
 _seen: WeakKeyDictionary[nn.Module, dict[Hashable, Seen]] = WeakKeyDictionary()
 
 
@@ -56,6 +58,8 @@ def look(model: nn.Module, x: Tensor) -> Seen:
     with _LOCK:
         kept = _seen.setdefault(model, {})
         if kind not in kept:
+            while len(kept) >= _KEPT:  # one that is changed all the time must not fill the memory
+                del kept[next(iter(kept))]
             kept[kind] = _found(model, x)
         return kept[kind]
 
