@@ -96,16 +96,16 @@ class FactoredForward:
         noise, sigma, kept = drawn
         tile = Tile(noise, rows, signs, sigma, batch, kept)
 
-        def call_fused(step: Fused, images: Tensor, residual: Tensor | None) -> Tensor:
-            overwrite = self._program.may_overwrite_residual(step)
-            return self._layers[step.last.name](tile, images, residual, overwrite)
-
         nodes = {name: _with_tile(call, tile) for name, call in self._nodes.items()}
         images = x.flatten(0, 1)
-        folded = self._program.run(images, self._values, call_fused, nodes)
+        folded = self._program.run(images, self._values, partial(self._call, tile), nodes)
         if folded.untyped_storage().data_ptr() == images.untyped_storage().data_ptr():
             folded = folded.clone()  # a forward may hand its input on, which is the caller's
         return folded.float().view(-1, batch, *folded.shape[1:])
+
+    def _call(self, tile: Tile, step: Fused, x: Tensor, residual: Tensor | None) -> Tensor:
+        overwrite = self._program.may_overwrite_residual(step)
+        return self._layers[step.last.name](tile, x, residual, overwrite)
 
 
 @runtime_checkable

@@ -120,22 +120,25 @@ def rated(fitness: Fitness, portions: Iterable[tuple[slice, Tensor]], labels: Te
         >>> torch.equal(rated(accuracy, halves, labels), accuracy(logits, labels))
         True
     """
-    asks = not _is_known(fitness)
-    shown: list[Tensor] = []
-
-    def noted() -> Iterator[tuple[slice, Tensor]]:
-        for members, logits in portions:
-            if asks and members.start < 2:
-                shown.append(logits.clone())  # the fitness may write to what it is given
-            yield members, logits
-
+    shown: list[Tensor] | None = None if _is_known(fitness) else []
     # On a thread of its own: threads inside the operations of a fitness would wait for one
     # another, and spin, on the cores that the next portions need.
-    result = torch.cat(list(map_in_order(partial(_rate, fitness, labels), noted(), 1)))
-    if asks and len(result) > 1:
+    rates = map_in_order(partial(_rate, fitness, labels), _noted(portions, shown), 1)
+    result = torch.cat(list(rates))
+    if shown and len(result) > 1:
         first = torch.cat(shown)
         require_independent(fitness, first, labels, result[: len(first)])
     return result
+
+
+def _noted(
+    portions: Iterable[tuple[slice, Tensor]], shown: list[Tensor] | None
+) -> Iterator[tuple[slice, Tensor]]:
+    """Yield the portions, and keep the first two members' at least, where they are asked for."""
+    for members, logits in portions:
+        if shown is not None and members.start < 2:
+            shown.append(logits.clone())  # the fitness may write to what it is given
+        yield members, logits
 
 
 def _rate(fitness: Fitness, labels: Tensor, portion: tuple[slice, Tensor]) -> Tensor:
@@ -158,9 +161,7 @@ def require_independent(fitness: Fitness, logits: Tensor, labels: Tensor, result
     count = len(logits)
     few = min(_COMPARED, (count + 1) // 2)
 
-    def again(part: slice) -> Tensor:
-        return checked(fitness, logits[part].clone(), labels[:count][part])
-
+    again = partial(_again, fitness, logits, labels[:count])
     with GENERATOR, torch.random.fork_rng(devices=[]):
         # Of the first and of the last: a maximum, say, is in one part alone.
         parts = (slice(0, few), slice(count - few, count))
@@ -177,6 +178,10 @@ def require_independent(fitness: Fitness, logits: Tensor, labels: Tensor, result
         "one that gives a member another fitness beside other members",
         "To rank or normalise over members, do so with what evaluate returns.",
     )
+
+
+def _again(fitness: Fitness, logits: Tensor, labels: Tensor, part: slice) -> Tensor:
+    return checked(fitness, logits[part].clone(), labels[part])
 
 
 def _is_known(fitness: Fitness) -> bool:

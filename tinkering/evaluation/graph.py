@@ -13,7 +13,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -212,18 +212,19 @@ def arguments(node: fx.Node) -> dict[str, Any]:
 
 def _call(node: fx.Node, call: NodeCall | None, known: Mapping[str, Any]) -> Any:
     keep = node.target in _ANY_DTYPE or _is_view(node)
-
-    def value(argument: fx.Node) -> Any:
-        found = known[argument.name]
-        narrow = isinstance(found, Tensor) and found.dtype == torch.bfloat16 and not keep
-        return found.float() if narrow else found
-
+    value = partial(_value, known, keep)
     args = fx.map_arg(node.args, value)
     kwargs = fx.map_arg(node.kwargs, value)
     if node.target in _PLAIN_CONVOLUTIONS:
         args = tuple(in_plain_layout(a) if isinstance(a, Tensor) else a for a in args)
     target: NodeCall = call or node.target  # type: ignore[assignment]
     return target(*args, **kwargs)
+
+
+def _value(known: Mapping[str, Any], keep: bool, argument: fx.Node) -> Any:
+    found = known[argument.name]
+    narrow = isinstance(found, Tensor) and found.dtype == torch.bfloat16 and not keep
+    return found.float() if narrow else found
 
 
 def _fuse(graph: fx.Graph, images: str) -> Iterator[Step]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Hashable
 from dataclasses import dataclass
+from functools import partial
 from weakref import WeakKeyDictionary
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from tinkering.evaluation.capture import NotCapturedError, capture
 from tinkering.evaluation.fingerprint import fingerprint
 from tinkering.evaluation.graph import Fused, Program
-from tinkering.evaluation.layers import layer
+from tinkering.evaluation.layers import Values, layer
 from tinkering.evaluation.probe import probe, tried
 
 
@@ -75,18 +76,18 @@ def _found(model: nn.Module, x: Tensor) -> Seen:
     return Seen(coupled, random, found.result, steps, "", serves_one)
 
 
+def _computed(values: Values, step: Fused, x: Tensor, residual: Tensor | None) -> Tensor:
+    return layer(step, values, torch.float32)(x, residual, False)
+
+
 @torch.no_grad()
 def _serves_one(steps: Program, model: nn.Module, x: Tensor) -> bool:
     """Return whether steps make of one image what the module makes of it."""
     copied, images = tried(model, x)
     values = steps.captured.values(dict(copied.named_parameters()) | dict(copied.named_buffers()))
-
-    def call(step: Fused, given: Tensor, residual: Tensor | None) -> Tensor:
-        return layer(step, values, torch.float32)(given, residual, False)
-
     try:
         expected = copied(images[:1].clone())
-        result = steps.run(images[:1], values, call)
+        result = steps.run(images[:1], values, partial(_computed, values))
     except (RuntimeError, ValueError):
         return False
     return result.numel() == expected.numel() and torch.allclose(

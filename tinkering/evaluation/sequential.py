@@ -14,7 +14,7 @@ from torch import Tensor
 
 from tinkering.evaluation.graph import Fused, Program
 from tinkering.evaluation.job import Job, Run, Tiles
-from tinkering.evaluation.layers import Layer, layer
+from tinkering.evaluation.layers import Layer, Values, layer
 from tinkering.evaluation.threads import map_in_order
 from tinkering.population.copies import skeleton
 
@@ -39,16 +39,23 @@ def prepare(job: Job) -> Run:
 def _fused(job: Job, program: Program, images: int, index: int) -> Tensor:
     """Return a member's logits through its fused steps, some images at a time."""
     values = program.captured.values(job.state(index))
-    layers: dict[Fused, Layer] = {}
-
-    def call(step: Fused, x: Tensor, residual: Tensor | None) -> Tensor:
-        if step not in layers:  # made when needed, so that its weights are still in the cache
-            dtype = torch.float32 if program.makes_output(step) else job.dtype
-            layers[step] = layer(step, values, dtype)
-        return layers[step](x, residual, program.may_overwrite_residual(step))
-
+    layers = _Layers(program, values, job.dtype)
     parts = torch.split(job.batches[index], images)
-    return torch.cat([program.run(part, values, call).float() for part in parts])
+    return torch.cat([program.run(part, values, layers).float() for part in parts])
+
+
+class _Layers:
+    """A member's layers, made when needed, so that their weights are still in the cache."""
+
+    def __init__(self, program: Program, values: Values, dtype: torch.dtype) -> None:
+        self._program, self._values, self._dtype = program, values, dtype
+        self._made: dict[Fused, Layer] = {}
+
+    def __call__(self, step: Fused, x: Tensor, residual: Tensor | None) -> Tensor:
+        if step not in self._made:
+            dtype = torch.float32 if self._program.makes_output(step) else self._dtype
+            self._made[step] = layer(step, self._values, dtype)
+        return self._made[step](x, residual, self._program.may_overwrite_residual(step))
 
 
 def _unfused(job: Job) -> Iterator[Tensor]:

@@ -13,7 +13,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from functools import cache
+from functools import cache, partial
 from typing import TypeVar
 
 import torch
@@ -53,11 +53,7 @@ def map_in_order(
         >>> list(map_in_order(lambda x: x * x, range(5), threads=2))
         [0, 1, 4, 9, 16]
     """
-
-    def without_gradients(item: Item) -> Result:
-        with torch.no_grad():
-            return function(item)
-
+    without_gradients = partial(_without_gradients, function)
     if getattr(_here, "is_of_a_pool", False):
         yield from map(without_gradients, items)
         return
@@ -75,6 +71,11 @@ def map_in_order(
     finally:
         for future in waiting:
             future.cancel()
+
+
+def _without_gradients(function: Callable[[Item], Result], item: Item) -> Result:
+    with torch.no_grad():
+        return function(item)
 
 
 @cache
