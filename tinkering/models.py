@@ -255,15 +255,22 @@ def get_parallel_forward_pass_fn(
     )
 
     shared, lock = in_dims == (0, None), _lock_of(model)
+    writes: list[bool] = []  # whether the first call wrote into its input
 
     def forward(params_and_buffers: ParamsAndBuffers, x: Tensor) -> Tensor:
+        if torch.compiler.is_compiling() or not isinstance(x, Tensor):
+            return together(params_and_buffers, x)
         if chunk_size is None:
             fast = parallel_forward(model, params_and_buffers, x, shared)
             if fast is not None:
                 return fast
         # A module holds its members' tensors for the time of a call.
         with lock:
-            return together(params_and_buffers, x.clone())
+            given = x.clone() if not writes or writes[0] else x
+            result = together(params_and_buffers, given)
+            if not writes and not given.is_inference():
+                writes.append(given._version > 0)
+            return result
 
     return forward
 

@@ -61,6 +61,27 @@ def part_written(m, x):
     return torch.cat([one, two], 1).mean((2, 3))
 
 
+def strided_copy(m, x):
+    h = m.first(x)
+    h.add_(1)
+    h = h.view(-1, 2, 3).transpose(1, 2).clone(memory_format=torch.contiguous_format)
+    return m.last(h.as_strided((x.shape[0], 6), (6, 1)))
+
+
+def complex_copy(m, x):
+    h = m.first(x)
+    h.add_(1)
+    h = h.view(-1, 2, 3).transpose(1, 2).clone(memory_format=torch.contiguous_format)
+    return m.last(torch.view_as_complex(h).abs())
+
+
+def positive(m, x):
+    x = x.exp()
+    if not torch.compiler.is_exporting() and x.min() < 0:
+        raise ValueError("negative")
+    return m.a(x)
+
+
 def written_after_it_was_read(m, x):
     h = m.first(x)
     kept = m.second(h)
@@ -136,6 +157,12 @@ TAKEN = {
         lambda: Net(written_after_it_was_read, first=rows(4), second=rows()),
         FEATURES,
     ),
+    "strided after a copy": (lambda: Net(strided_copy, first=rows(6), last=rows(5, 6)), FEATURES),
+    "complex in between": (lambda: Net(complex_copy, first=rows(6), last=rows(5, 3)), FEATURES),
+    "vmap in between": (
+        lambda: Net(lambda m, x: m.a(torch.vmap(lambda row: row * 2)(x)), a=rows()),
+        FEATURES,
+    ),
     "strided": (
         lambda: Net(
             lambda m, x: m.last(m.conv(x).as_strided((x.shape[0], 4), (8, 2))),
@@ -159,6 +186,24 @@ TAKEN = {
     "one image or more": (lambda: Net(two_ways(1), first=rows(), second=rows()), FEATURES),
     "two images or more": (lambda: Net(two_ways(2), first=rows(), second=rows()), FEATURES),
     "sum of the batch": (lambda: Net(lambda m, x: m.a(x - x.mean(0) / 2), a=rows()), FEATURES),
+    "image two places away": (lambda: Net(lambda m, x: m.a(x).roll(2, 0), a=rows()), FEATURES),
+    "number of images": (
+        lambda: Net(lambda m, x: m.a(x) * (1 + x.shape[0] // 3), a=rows()),
+        FEATURES,
+    ),
+    "place among images": (
+        lambda: Net(
+            lambda m, x: m.a(x) + torch.arange(x.shape[0])[:, None].clamp(min=1) / 4, a=rows()
+        ),
+        FEATURES,
+    ),
+    "memory by number of images": (
+        lambda: Net(lambda m, x: m.a(x) * m.kept.setdefault(len(x), 2.0), a=rows(), kept={}),
+        FEATURES,
+    ),
+    # numbers that a module does not take
+    "positive numbers": (lambda: Net(positive, a=rows()), FEATURES),
+    "logarithms": (lambda: Net(lambda m, x: m.a(x.square().add(0.1).log()), a=rows()), FEATURES),
     # parameters of parameters
     "layer of a parameter": (
         lambda: Net(lambda m, x: x @ m.p(m.e).T, p=rows(4), e=parameter(CLASSES, 4)),
@@ -200,6 +245,26 @@ TAKEN = {
         lambda: Net(
             lambda m, x: m.a(x * m.mask) + m.offset,
             {"mask": torch.tensor([1.0, 0, 1, 1]), "offset": torch.randn(CLASSES)},
+            a=rows(),
+        ),
+        FEATURES,
+    ),
+    "modules in a list": (
+        lambda: Net(lambda m, x: m.a(m.others[0](x)), a=rows(), others=[rows(4)]),
+        FEATURES,
+    ),
+    "a number of many digits": (
+        lambda: Net(
+            lambda m, x: m.a(x) + (m.large - 1e9).float(),
+            {"large": torch.tensor(1e9 + 0.5, dtype=torch.float64)},
+            a=rows(),
+        ),
+        FEATURES,
+    ),
+    "sparse": (
+        lambda: Net(
+            lambda m, x: m.a(torch.sparse.mm(m.eye, x.T).T),
+            {"eye": torch.eye(4).to_sparse()},
             a=rows(),
         ),
         FEATURES,

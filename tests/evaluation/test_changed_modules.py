@@ -1,6 +1,8 @@
 """A module that is changed after a call is evaluated as it is now."""
 
 import types
+from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -20,7 +22,12 @@ X = torch.randn(3, 4, generator=torch.Generator().manual_seed(0))
 def network():
     torch.manual_seed(0)
     net = Net(
-        lambda m, x: m.factor * m.second(m.activation(m.first(x))) + m.constant,
+        lambda m, x: (
+            m.settings.factor
+            * m.factor
+            * m.second(m.power(m.scale(m.others[0](m.activation(m.first(x))))))
+            + m.constant
+        ),
         {"offset": torch.randn(5)},
         first=rows(4),
         second=rows(5),
@@ -29,6 +36,10 @@ def network():
         factor=2,
         sizes={"a": [1, 2]},
         constant=torch.tensor(1.0),
+        others=[rows(4)],
+        settings=SimpleNamespace(factor=1),
+        power=partial(torch.pow, exponent=1),
+        scale=Scale(1).of,
     )
     return net.eval()
 
@@ -42,7 +53,26 @@ def another_method(net):
     net.forward = types.MethodType(lambda m, x: -m.second(m.first(x)), net)
 
 
+class Scale:
+    def __init__(self, factor):
+        self.factor = factor
+
+    def of(self, x):
+        return x * self.factor
+
+
+def train_in_a_list(net):
+    with torch.no_grad():
+        net.others[0].weight.add_(1)
+
+
 CHANGES = {
+    "a layer in a list": train_in_a_list,
+    "an attribute of a layer in a list": lambda net: setattr(net.others[0], "bias", None),
+    "values without a trace": lambda net: net.constant.data.add_(4),
+    "a field": lambda net: setattr(net.settings, "factor", 3),
+    "an argument": lambda net: setattr(net, "power", partial(torch.pow, exponent=2)),
+    "the object of a method": lambda net: setattr(net, "scale", Scale(3).of),
     "a number": lambda net: setattr(net, "factor", 3),
     "a function": lambda net: setattr(net, "given", lambda m, x: m.second(m.first(x).sin())),
     "a layer": lambda net: setattr(net, "activation", nn.ReLU()),

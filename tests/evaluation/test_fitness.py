@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -130,16 +131,35 @@ class TestRatedApart:
         torch.manual_seed(0)
         assert self.rate(lambda logits, _: torch.rand(len(logits))).shape == (256,)
 
-    def test_the_question_leaves_the_generator_alone(self):
-        def noisy(logits, _):
-            return logits.sum((1, 2)) + 0 * torch.rand(())
+    def test_what_is_random_and_says_one_of_two_things_is_let_be(self):
+        """It may well say the same twice."""
+        numbers = np.random.default_rng(0)
 
-        torch.manual_seed(0)
-        self.rate(noisy, 2)
-        first = torch.rand(())
-        torch.manual_seed(0)
-        self.rate(noisy, 2)
-        assert torch.equal(torch.rand(()), first)
+        def of_one_image(logits, labels):
+            chosen = numbers.integers(2)
+            return (logits[:, chosen].argmax(1) == labels[:, chosen]).float()
+
+        for _ in range(20):
+            assert self.rate(of_one_image, 8).shape == (8,)
+
+    def test_members_that_are_alike_say_nothing(self):
+        def centred(logits, _):
+            values = logits.sum((1, 2))
+            return values - values.mean()
+
+        population = PerturbedPopulation(self.MODEL, 6, 0.0)
+        evaluate(self.MODEL, population, self.X, self.Y, centred)
+        with pytest.raises(ArgumentError, match="rates each member by itself"):
+            self.rate(centred, 6)
+
+    def test_small_numbers_count(self):
+        with pytest.raises(ArgumentError, match="rates each member by itself"):
+            self.rate(lambda logits, _: 1e-9 * (logits.sum((1, 2)) - logits.sum((1, 2)).mean()))
+
+    @pytest.mark.parametrize("wrong", [None, "accuracy", nn.CrossEntropyLoss()])
+    def test_what_is_no_function_of_members(self, wrong):
+        with pytest.raises(ArgumentError, match="negative_cross_entropy does not"):
+            checked.__wrapped__(wrong, torch.zeros(2, 1, 3), torch.zeros(2, 1, dtype=torch.long))
 
     def test_not_finite_is_no_difference(self):
         result = self.rate(lambda logits, _: logits.sum((1, 2)) * math.nan)

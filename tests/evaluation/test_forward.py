@@ -25,6 +25,7 @@ from small_nets import (
     perceptron,
     population_of,
     resnet,
+    trusted,
 )
 
 from tinkering.errors import ArgumentError, UnsupportedLayerError
@@ -231,6 +232,7 @@ class TestEvaluate:
         y = torch.arange(90).view(90, 1)
         seen = []
 
+        @trusted
         def label(logits, labels):
             assert logits.shape == (len(labels), 1, 5)
             seen.append(len(labels))

@@ -15,7 +15,7 @@ from tinkering.evaluation.batchnorm import (
     reference_statistics,
 )
 from tinkering.evaluation.engines import ENGINES
-from tinkering.evaluation.fit import require_device, require_fit, require_kinds
+from tinkering.evaluation.fit import require_device, require_fit, require_kinds, require_plain_call
 from tinkering.population import PerturbedPopulation, Population
 from tinkering.population.copies import first_line, independent_copy
 from tinkering.population.required import require_tensor
@@ -76,6 +76,7 @@ def check(model: nn.Module, population: Population, x: Tensor, options: Options)
     """Refuse arguments that cannot be used."""
     require_kinds(model, population)
     require_tensor("x", x)
+    require_plain_call()
     if options.norm not in ("running", "batch") and not isinstance(options.norm, Reference):
         raise ArgumentError("norm", '"running", "batch" or a Reference', _said(options.norm))
     trained = norms_in_train_mode(model)
@@ -95,6 +96,8 @@ def check(model: nn.Module, population: Population, x: Tensor, options: Options)
         )
     if options.dtype not in (torch.float32, torch.bfloat16):
         raise ArgumentError("dtype", "torch.float32 or torch.bfloat16", options.dtype)
+    if options.memory is not None and not isinstance(options.memory, int):
+        raise ArgumentError("memory", "a number of bytes, an integer", repr(options.memory))
     if options.memory is not None and options.memory < 1:
         raise ArgumentError("memory", "a number of bytes, at least 1", options.memory)
     if options.engine == "factored" and not isinstance(population, PerturbedPopulation):

@@ -42,7 +42,12 @@ class Captured:
         """
         names = self.parameters | self.buffers
         values = {**self.constants, **{key: state[name] for key, name in names.items()}}
-        return {key: as_float32(value) for key, value in values.items()}
+        # In a module of float32, what is float64 is so for a reason.
+        keeps = not any(values[key].dtype == torch.float64 for key in self.parameters)
+        return {
+            key: value if keeps and value.dtype == torch.float64 else as_float32(value)
+            for key, value in values.items()
+        }
 
 
 def as_float32(value: Tensor) -> Tensor:
@@ -72,7 +77,7 @@ def capture(model: nn.Module, x: Tensor, found: Probe | None = None) -> Captured
         NotCapturedError: (an `UnsupportedLayerError`) the forward cannot be captured.
         ArgumentError: (a ``ValueError``) as `probe` does.
     """
-    return _export(skeleton(model), x, probe(model, x) if found is None else found)
+    return _export(skeleton(model, shares_all=True), x, probe(model, x) if found is None else found)
 
 
 def _export(model: nn.Module, x: Tensor, found: Probe) -> Captured:
@@ -88,7 +93,8 @@ def _export(model: nn.Module, x: Tensor, found: Probe) -> Captured:
                 # No operation writes into a tensor then; others stay as they are.
                 program = program.run_decompositions({})
     except Exception as error:  # torch.export promises no family of its own
-        reason = f"torch.export cannot capture it: {first_line(error)}"
+        said = first_line(error).partition(" For more information")[0]
+        reason = f"torch.export cannot capture it: {said}"
         raise NotCapturedError(type(model).__name__, reason) from error
     if not all(map(_is_pure, program.graph.nodes)):
         reason = "torch.export gives no plain list of operations"
@@ -111,7 +117,11 @@ def _export(model: nn.Module, x: Tensor, found: Probe) -> Captured:
     }
     given = {*parameters, *buffers, *constants}
     placeholders = [node.name for node in program.graph.nodes if node.op == "placeholder"]
-    (images,) = (name for name in placeholders if name not in given)
+    unknown = [name for name in placeholders if name not in given]
+    if len(unknown) != 1 or any(map(_depends_on_layout, program.graph.nodes)):
+        reason = "it reads a generator, or strides that depend on how values lie in memory"
+        raise NotCapturedError(type(model).__name__, reason)
+    (images,) = unknown
     tidy(program.graph, signature.user_outputs[0])
     coupled = found.coupled or any(has_batch_statistics(node) for node in program.graph.nodes)
     # Some draw for some inputs only, and the probe's need not be among them.
@@ -123,8 +133,20 @@ def _is_pure(node: fx.Node) -> bool:
     """Return whether a node is an operation that writes into none of its arguments, or no call."""
     if node.op in ("placeholder", "output"):
         return True
-    schema = getattr(node.target, "_schema", None)
-    return node.op == "call_function" and not (schema is not None and schema.is_mutable)
+    if node.op != "call_function":
+        return False
+    if isinstance(node.target, torch._ops.OpOverload):
+        return not node.target._schema.is_mutable
+    # Arithmetic on sizes; whatever else there is has an effect that no schema tells.
+    of = getattr(node.target, "__module__", ""), getattr(node.target, "__name__", "")
+    return of[0] in ("_operator", "math") or of[1].startswith("sym_")
+
+
+def _depends_on_layout(node: fx.Node) -> bool:
+    """Return whether an operation reads memory that layers here may fill in another order."""
+    if node.target is not torch.ops.aten.as_strided.default:
+        return False
+    return not node.all_input_nodes[0].meta["val"].is_contiguous()
 
 
 def _is_random(node: fx.Node) -> bool:

@@ -264,7 +264,10 @@ def _couples_members(
     x = batches[: len(members), :4]
     if x.is_floating_point():  # else numbers with a meaning, such as words
         x = torch.randn(x.shape, generator=torch.Generator().manual_seed(0)).to(x)
-    together = forward(x, members.draw(), members.sigma, images=8)
+    try:
+        together = forward(x, members.draw(), members.sigma, images=8)
+    except RuntimeError:  # the result is not [images, ...]
+        return True
     each = [members[at : at + 1] for at in range(len(members))]
     alone = [forward(x[i : i + 1], one.draw(), one.sigma, images=8) for i, one in enumerate(each)]
     # All of them: a running sum has an influence on those that come later alone.

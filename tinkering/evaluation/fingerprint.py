@@ -7,19 +7,26 @@ ties between parameters, the code of every forward.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import is_dataclass
+from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from tinkering.population.copies import attributes_of
 
 _PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device)
 
 
-def fingerprint(model: nn.Module) -> Hashable:
+def fingerprint(model: nn.Module, depth: int = 4) -> Hashable:
     """Return a value that is equal as long as a forward of the module would be captured alike.
+
+    Args:
+        model: the module.
+        depth: how far attributes are looked into, which may contain themselves.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(2, 2), nn.Dropout(0.5))
@@ -38,28 +45,36 @@ def fingerprint(model: nn.Module) -> Hashable:
             # The place where a tensor stands first: tied ones have the same.
             place = first.setdefault(id(tensor), len(seen))
             seen.append((key, place, tensor.shape, tensor.dtype, tensor.device))
-        seen.extend([(key, _digest(value)) for key, value in attributes_of(part)])
+        seen.extend([(key, _digest(value, depth)) for key, value in attributes_of(part)])
     return tuple(seen)
 
 
-def _digest(value: Any, depth: int = 4) -> Hashable:
+def _digest(value: Any, depth: int) -> Hashable:
     """Return what is equal for an attribute's value and for one that does the same.
 
     Args:
         value: the attribute's.
-        depth: how far containers are looked into, which may contain themselves.
+        depth: as in `fingerprint`.
     """
     if isinstance(value, _PLAIN):
-        return type(value), value
+        return type(value), value, str(value) if value == 0 else ""
     if depth and isinstance(value, list | tuple | set | frozenset):
         return type(value), tuple([_digest(item, depth - 1) for item in value])
     if depth and isinstance(value, Mapping):
         items = [(_digest(k, depth - 1), _digest(v, depth - 1)) for k, v in value.items()]
         return type(value), tuple(items)
-    if isinstance(value, Tensor):  # parameters and buffers are inputs of the graph
-        version = 0 if isinstance(value, nn.Parameter) or value.is_inference() else value._version
-        return _Same(value), version
-    return _Same(value)
+    if depth and isinstance(value, partial):
+        return partial, tuple(
+            _digest(v, depth - 1) for v in (value.func, value.args, value.keywords)
+        )
+    if depth and isinstance(value, nn.Module):  # in a container; its parameters are constants
+        return fingerprint(value, depth - 1), tuple(
+            map(_Same, [*value.parameters(), *value.buffers()])
+        )
+    plain = is_dataclass(value) or isinstance(value, SimpleNamespace)
+    if depth and plain and hasattr(value, "__dict__") and not isinstance(value, type):
+        return _Same(value), _digest(vars(value), depth - 1)
+    return _Same(value)  # a graph holds the very tensors, and sees what becomes of their values
 
 
 class _Same:
@@ -67,14 +82,10 @@ class _Same:
 
     def __init__(self, value: Any) -> None:
         # A bound method is made anew each time it is looked up.
-        self._of = id(getattr(value, "__self__", None))
-        value = getattr(value, "__func__", value)
-        self._hash = id(value)
-        try:
-            # Weak, since a module's attribute may well lead back to the module.
-            self._value: Any = weakref.ref(value)
-        except TypeError:
-            self._value = lambda: value
+        function = getattr(value, "__func__", None)
+        parts = [value] if function is None else [function, value.__self__]
+        self._hash = hash(tuple(map(id, parts)))
+        self._parts = [_weak(part) for part in parts]
 
     def __hash__(self) -> int:
         return self._hash
@@ -82,5 +93,15 @@ class _Same:
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, _Same):
             return NotImplemented
-        mine = self._value()
-        return mine is not None and mine is other._value() and self._of == other._of
+        mine, others = ([part() for part in one._parts] for one in (self, other))
+        same = len(mine) == len(others)
+        return same and all(a is b is not None for a, b in zip(mine, others, strict=True))
+
+
+def _weak(value: Any) -> Callable[[], Any]:
+    """Return what returns a value, as long as it lives."""
+    try:
+        # Weak, since a module's attribute may well lead back to the module.
+        return weakref.ref(value)
+    except TypeError:
+        return lambda: value

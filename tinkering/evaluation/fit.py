@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from tinkering.errors import ArgumentError
 from tinkering.population import ParamsAndBuffers, PerturbedPopulation, Population
@@ -19,11 +21,29 @@ def require_kinds(model: object, population: object, kind: type = Population) ->
     """
     if not isinstance(model, nn.Module):
         raise ArgumentError("model", "a module", kind_of(model))
+    for name, part in model.named_modules():
+        if isinstance(part, torch.jit.ScriptModule):
+            came = f"a ScriptModule in {name!r}" if name else "a ScriptModule"
+            raise ArgumentError("model", "a module of Python", came)
     if not isinstance(population, kind):
         advice = ""
         if kind is Population:
             advice = "StackedPopulation and PerturbedPopulation make one of modules or parameters."
         raise ArgumentError("population", f"a {kind.__name__}", kind_of(population), advice)
+
+
+def require_plain_call() -> None:
+    """Refuse to evaluate where PyTorch was told to compute something else than modules say.
+
+    Raises:
+        ArgumentError: (a ``ValueError``) under ``torch.autocast`` on the CPU, or under
+            ``torch.nn.utils.parametrize.cached``, which keeps one member's weights for all.
+    """
+    if torch.is_autocast_enabled("cpu"):
+        needed, advice = "a call outside torch.autocast", "dtype=torch.bfloat16 is the way here."
+        raise ArgumentError("dtype", needed, "one inside", advice)
+    if getattr(parametrize, "_cache_enabled", 0):
+        raise ArgumentError("model", "a call outside parametrize.cached", "one inside")
 
 
 def require_fit(model: nn.Module, population: Population) -> None:

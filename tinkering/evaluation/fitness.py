@@ -9,12 +9,11 @@ from weakref import WeakSet
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from tinkering.errors import ArgumentError
-from tinkering.evaluation.probe import GENERATOR
-from tinkering.evaluation.threads import map_in_order
-from tinkering.population.required import require_tensor
+from tinkering.evaluation.threads import map_beside
+from tinkering.population.required import kind_of, require_tensor
 
 Fitness = Callable[[Tensor, Tensor], Tensor]
 """``(logits [members, batch, classes], labels [members, batch]) -> [members]``.
@@ -25,10 +24,14 @@ normalises over members belongs behind it, to what `evaluate` returns; strategie
 themselves. The tensors it is given are its own to write to.
 """
 
-_COMPARED = 64
+_COMPARED = 16
 """Members, at most, whose fitness is computed again in other company."""
+_SHOWN = 16
+"""Members, at least, that are looked at where they come one by one."""
+_REPEATS = 8
+"""Times that a fitness has to give the same, before it is held not to be random."""
 _independent: WeakSet[Fitness] = WeakSet()
-"""Functions that rated members alike in other company; none is asked twice."""
+"""Functions that rated members, which did differ, alike in other company."""
 
 
 def negative_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
@@ -86,6 +89,13 @@ def checked(fitness: Fitness, logits: Tensor, labels: Tensor) -> Tensor:
         ArgumentError: (a ``ValueError``) it is anything else. A mean over the whole
             population would give every member the same fitness, and nothing would evolve.
     """
+    if isinstance(fitness, nn.Module) or not callable(fitness):
+        raise ArgumentError(
+            "fitness",
+            "a function of logits and labels that returns one number a member",
+            kind_of(fitness),
+            "A loss of PyTorch averages over members; negative_cross_entropy does not.",
+        )
     # Labels of a copy's: a fitness that writes to them must not reach the caller's.
     result = fitness(logits, labels.clone())
     needed = f"a tensor of shape [members] = [{len(logits)}], one number a member"
@@ -121,9 +131,7 @@ def rated(fitness: Fitness, portions: Iterable[tuple[slice, Tensor]], labels: Te
         True
     """
     shown: list[Tensor] | None = None if _is_known(fitness) else []
-    # On a thread of its own: threads inside the operations of a fitness would wait for one
-    # another, and spin, on the cores that the next portions need.
-    rates = map_in_order(partial(_rate, fitness, labels), _noted(portions, shown), 1)
+    rates = map_beside(partial(_rate, fitness, labels), _noted(portions, shown))
     result = torch.cat(list(rates))
     if shown and len(result) > 1:
         first = torch.cat(shown)
@@ -134,9 +142,9 @@ def rated(fitness: Fitness, portions: Iterable[tuple[slice, Tensor]], labels: Te
 def _noted(
     portions: Iterable[tuple[slice, Tensor]], shown: list[Tensor] | None
 ) -> Iterator[tuple[slice, Tensor]]:
-    """Yield the portions, and keep the first two members' at least, where they are asked for."""
+    """Yield the portions, and keep the first members', where they are asked for."""
     for members, logits in portions:
-        if shown is not None and members.start < 2:
+        if shown is not None and members.start < _SHOWN:
             shown.append(logits.clone())  # the fitness may write to what it is given
         yield members, logits
 
@@ -162,16 +170,16 @@ def require_independent(fitness: Fitness, logits: Tensor, labels: Tensor, result
     few = min(_COMPARED, (count + 1) // 2)
 
     again = partial(_again, fitness, logits, labels[:count])
-    with GENERATOR, torch.random.fork_rng(devices=[]):
-        # Of the first and of the last: a maximum, say, is in one part alone.
-        parts = (slice(0, few), slice(count - few, count))
-        if all(_alike(again(part), result[part]) for part in parts):
-            whole = slice(0, min(count, 2 * few))
-            if _alike(again(whole), result[whole]):
-                _remember(fitness)
-                return
-        if not _alike(again(parts[0]), again(parts[0])):
-            return  # random: nothing can be said
+    # Of the first, of the last (a maximum, say, is in one part alone), and of both together.
+    parts = [slice(0, few), slice(count - few, count), slice(0, min(count, 2 * few))]
+    spread = _spread(result)
+    if all(_alike(again(part), result[part], spread) for part in parts):
+        if spread and _spread(logits):  # members that are all alike say nothing
+            _remember(fitness)
+        return
+    first = again(parts[0])
+    if not all(_alike(again(parts[0]), first, spread) for _ in range(_REPEATS)):
+        return  # random: nothing can be said
     raise ArgumentError(
         "fitness",
         "a function that rates each member by itself, as it is called on some at a time",
@@ -196,5 +204,13 @@ def _remember(fitness: Fitness) -> None:
         _independent.add(fitness)
 
 
-def _alike(one: Tensor, other: Tensor) -> bool:
-    return torch.allclose(one.double(), other.double(), rtol=1e-3, atol=1e-6, equal_nan=True)
+def _spread(values: Tensor) -> float:
+    """Return how far apart the finite ones of some values are."""
+    finite = values[torch.isfinite(values)]
+    return float(finite.max() - finite.min()) if len(finite) else 0.0
+
+
+def _alike(one: Tensor, other: Tensor, spread: float) -> bool:
+    """Return whether two ratings are the same, but for what adds up to nothing beside `spread`."""
+    one, other = one.double(), other.double()
+    return torch.allclose(one, other, rtol=1e-6, atol=1e-3 * spread, equal_nan=True)

@@ -38,6 +38,10 @@ _RELU = _aten.relu.default
 _ANY_DTYPE = {_ADDITION, _RELU, _aten.max_pool2d.default, _aten.dropout.default}
 
 
+# What these make of memory depends on the dtype that the module has it in.
+_READS_BITS = {_aten.view.dtype, _aten.view_as_complex.default}
+
+
 @dataclass(frozen=True, eq=False)
 class Fused:
     """A layer with a weight, and what it takes in; `norm` alone where there is no weight."""
@@ -211,7 +215,7 @@ def arguments(node: fx.Node) -> dict[str, Any]:
 
 
 def _call(node: fx.Node, call: NodeCall | None, known: Mapping[str, Any]) -> Any:
-    keep = node.target in _ANY_DTYPE or _is_view(node)
+    keep = node.target in _ANY_DTYPE or (_is_view(node) and node.target not in _READS_BITS)
     value = partial(_value, known, keep)
     args = fx.map_arg(node.args, value)
     kwargs = fx.map_arg(node.kwargs, value)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from tinkering.evaluation.graph import Program
-from tinkering.evaluation.probe import GENERATOR
+from tinkering.evaluation.probe import LOCK
 from tinkering.population import Population
 
 
@@ -64,10 +64,16 @@ class Job:
             x: ``[batch, ...]``.
         """
         # Copies, since a forward may write into whatever it is given.
-        own = {name: _own(value, self.dtype) for name, value in state.items()}
+        # In a module of float32, what is float64 is so for a reason.
+        keeps = not any(map(_is_double, module.parameters()))
+        own = {
+            name: _own(value, torch.float64 if keeps and _is_double(value) else self.dtype)
+            for name, value in state.items()
+        }
         result: Tensor = functional_call(module, own, (_own(x, self.dtype),))
-        if self.result is not None and result.numel() == len(x) * math.prod(self.result):
-            result = result.reshape(len(x), *self.result)  # `squeeze` took the axis of one image
+        expected = None if self.result is None else (len(x), *self.result)
+        if expected and result.dim() < len(expected) and result.numel() == math.prod(expected):
+            result = result.reshape(expected)  # `squeeze` took the axis of one image
         return result.float()
 
     def seeds(self) -> Callable[[int], AbstractContextManager[object]]:
@@ -84,9 +90,13 @@ class Job:
 
 @contextmanager
 def _seeded(number: int) -> Iterator[None]:
-    with GENERATOR, torch.random.fork_rng(devices=[]):
+    with LOCK, torch.random.fork_rng(devices=[]):
         torch.manual_seed(number)
         yield
+
+
+def _is_double(value: Tensor) -> bool:
+    return value.dtype == torch.float64
 
 
 def _own(value: Tensor, dtype: torch.dtype) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Hashable
 from dataclasses import dataclass
 from functools import partial
@@ -15,7 +14,7 @@ from tinkering.evaluation.capture import NotCapturedError, capture
 from tinkering.evaluation.fingerprint import fingerprint
 from tinkering.evaluation.graph import Fused, Program
 from tinkering.evaluation.layers import Values, layer
-from tinkering.evaluation.probe import probe, tried
+from tinkering.evaluation.probe import LOCK, probe, tried
 
 
 @dataclass(frozen=True)
@@ -36,7 +35,6 @@ class Seen:
     """Whether the steps hold for one image alone; they were captured for two."""
 
 
-_LOCK = threading.RLock()  # torch.export changes PyTorch's own state for the time of a capture
 _KEPT = 16
 """Ways in which a module was, and shapes of an image, that are remembered."""
 _seen: WeakKeyDictionary[nn.Module, dict[Hashable, Seen]] = WeakKeyDictionary()
@@ -56,7 +54,7 @@ def look(model: nn.Module, x: Tensor) -> Seen:
         ArgumentError: (a ``ValueError``) as `probe` does.
     """
     kind = (x.dtype, x.device, tuple(x.shape[1:]), fingerprint(model))
-    with _LOCK:
+    with LOCK:
         kept = _seen.setdefault(model, {})
         if kind not in kept:
             while len(kept) >= _KEPT:  # one that is changed all the time must not fill the memory

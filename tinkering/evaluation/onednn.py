@@ -139,8 +139,11 @@ def _agrees(
 ) -> bool:
     """Return whether channels-last kernels agree with the others: computed once, on an image."""
     generator = torch.Generator().manual_seed(0)
-    x = torch.randn(1, weight[1] * geometry.groups, *size, generator=generator).to(dtype)
-    weights, bias = torch.randn(weight, generator=generator).to(dtype), torch.zeros(weight[0])
+    exact = torch.float32
+    shape = (1, weight[1] * geometry.groups, *size)
+    x = torch.randn(shape, generator=generator, dtype=exact).to(dtype)
+    weights = torch.randn(weight, generator=generator, dtype=exact).to(dtype)
+    bias = torch.zeros(weight[0], dtype=exact)
     wide = (weights.float(), bias, geometry, False)
     expected = _contiguous(x.float(), None, *wide)
     last, bias = x.contiguous(memory_format=torch.channels_last), bias.to(dtype)

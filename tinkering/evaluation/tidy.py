@@ -18,7 +18,7 @@ def tidy(graph: fx.Graph, result: str) -> None:
     - Batch norms are ``aten.batch_norm`` whichever way they were captured.
     - Views may be of values in any layout, as layers here make others than the module's.
     - ``squeeze`` leaves the axis of the images, also where there is one image.
-    - Copies are left out, since nothing is written to.
+    - Copies are left out, since nothing is written to, but for those that lay numbers out anew.
 
     Args:
         graph: of operations that write into none of their arguments.
@@ -84,8 +84,11 @@ def _nothing(graph: fx.Graph, node: fx.Node) -> None:
 
 
 def _copy(graph: fx.Graph, node: fx.Node) -> None:
-    del graph
-    node.replace_all_uses_with(node.args[0])  # type: ignore[arg-type]
+    source = node.all_input_nodes[0]
+    if str(source.meta["val"].stride()) == str(node.meta["val"].stride()):
+        node.replace_all_uses_with(source)
+    elif node.meta["val"].is_contiguous():
+        _instead(graph, node, _aten.contiguous.default, (source,))
 
 
 def _instead(
@@ -108,4 +111,6 @@ _REWRITES: dict[Any, Callable[[fx.Graph, fx.Node], None]] = {
     _aten.squeeze.dim: _squeeze,
     _aten.squeeze.dims: _squeeze,
     _aten.view.default: _view,
+    _aten.view.dtype: _strided,
+    _aten.view_as_complex.default: _strided,
 }

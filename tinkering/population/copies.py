@@ -27,12 +27,17 @@ _OF_NO_CONSEQUENCE = {
 """What every module holds beside attributes that its forward may read."""
 
 
-def skeleton(model: nn.Module) -> nn.Module:
+def skeleton(model: nn.Module, shares_all: bool = False) -> nn.Module:
     """Return a copy of a module that holds the very parameters and buffers of the module.
 
     ``functional_call`` puts a member's tensors into a module for the time of a call. In a
     copy of its own, a thread is in nobody's way, and an attribute that a forward assigns is
     assigned there.
+
+    Args:
+        model: the module.
+        shares_all: whether it also holds the very tensors that are plain attributes, for a graph
+            that is to see what becomes of them; a forward that runs could write into them.
 
     Raises:
         ArgumentError: (a ``ValueError``) the module cannot be copied.
@@ -43,7 +48,10 @@ def skeleton(model: nn.Module) -> nn.Module:
         >>> copied is model, copied.weight is model.weight
         (False, True)
     """
-    return copied_with(model, {id(t): t for t in [*model.parameters(), *model.buffers()]})
+    held = [*model.parameters(), *model.buffers()]
+    if shares_all:
+        held += [tensor for _, value in attributes(model) for tensor in tensors_in(value)]
+    return copied_with(model, {id(tensor): tensor for tensor in held})
 
 
 def independent_copy(model: nn.Module, change: Callable[[Tensor], Tensor]) -> nn.Module:
@@ -75,6 +83,17 @@ def attributes_of(part: nn.Module) -> list[tuple[str, Any]]:
     return [(key, value) for key, value in vars(part).items() if key not in _OF_NO_CONSEQUENCE]
 
 
+def tensors_in(value: Any) -> Iterator[Tensor]:
+    """Yield the tensors in an attribute's value, those of modules in containers among them."""
+    for leaf in _pytree.tree_leaves(value):
+        if isinstance(leaf, Tensor):
+            yield leaf
+        elif isinstance(leaf, nn.Module):
+            yield from [*leaf.parameters(), *leaf.buffers()]
+            for _, held in attributes(leaf):
+                yield from tensors_in(held)
+
+
 def copied_with(model: nn.Module, tensors: dict[int, Any]) -> nn.Module:
     """Return a deep copy of a module with other tensors in the place of some of its own.
 
@@ -87,11 +106,14 @@ def copied_with(model: nn.Module, tensors: dict[int, Any]) -> nn.Module:
     """
     copies = dict(tensors)  # wherever deepcopy meets one of these, it takes ours
     for _, value in attributes(model):
-        for leaf in _pytree.tree_leaves(value):
-            if isinstance(leaf, Tensor) and not leaf.is_leaf:  # deepcopy refuses a history
-                copies.setdefault(id(leaf), leaf.detach().clone())
+        for tensor in tensors_in(value):
+            if not tensor.is_leaf:  # deepcopy refuses a history
+                copies.setdefault(id(tensor), tensor.detach().clone())
     try:
-        return copy.deepcopy(model, copies)
+        copied = copy.deepcopy(model, copies)
+        if copied is model:
+            raise TypeError("its __deepcopy__ returns the module itself")
+        return copied
     except Exception as error:  # a module may hold whatever cannot be copied: a file, a lock
         raise ArgumentError(
             "model",

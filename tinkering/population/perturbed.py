@@ -6,6 +6,7 @@ import copy
 import operator
 from collections.abc import Mapping
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import overload
 
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from tinkering.errors import ArgumentError
 from tinkering.noise import Factors, LowRank, Noise, Stream, draw, on_device
 from tinkering.population.member import ParamsAndBuffers, as_module, part_of
-from tinkering.population.required import require_decimals, require_named
+from tinkering.population.required import require_decimals, require_kind, require_named
 
 _MEMBERS_PER_DRAW = 1024
 """Members whose noise is in memory at a time."""
@@ -87,6 +88,8 @@ class PerturbedPopulation:
         generation: int = 0,
         antithetic: bool = True,
     ) -> None:
+        for name, value in (("size", size), ("seed", seed), ("generation", generation)):
+            require_kind(name, value, Integral, "an integer")
         if size < 1:
             raise ArgumentError("size", "at least one member", size)
         if antithetic and size % 2:
@@ -109,6 +112,7 @@ class PerturbedPopulation:
         require_decimals("model", self.params)
         self.sigma = _checked(sigma, self.params)
         self.noise: Noise = LowRank(rank=1) if noise is None else noise
+        require_kind("noise", self.noise, Noise, "a kind of noise, such as LowRank(1)")
         self.stream = Stream(seed, generation)
         self.antithetic = antithetic
         self.size = size
@@ -215,6 +219,7 @@ def _checked(sigma: Sigma, params: Mapping[str, Tensor]) -> Sigma:
         ArgumentError: (a ``ValueError``) a number is out of range, or the names are others.
     """
     if not isinstance(sigma, Mapping):
+        require_kind("sigma", sigma, Real, "a number, or one for each parameter")
         if not 0 <= sigma < float("inf"):
             raise ArgumentError("sigma", "a finite number of at least 0", sigma)
         return float(sigma)

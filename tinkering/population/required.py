@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from torch import Tensor, nn
+from torch.nn.parameter import UninitializedParameter
 
 from tinkering.errors import ArgumentError
 
@@ -18,6 +19,16 @@ def kind_of(value: object) -> str:
     """
     name = type(value).__name__
     return f"{'an' if name[0].lower() in 'aeiou' or name == 'ndarray' else 'a'} {name}"
+
+
+def require_kind(argument: str, value: object, kind: type, needed: str) -> None:
+    """Refuse what is of another kind; a class is of none.
+
+    Raises:
+        ArgumentError: (a ``ValueError``) it is.
+    """
+    if isinstance(value, type) or not isinstance(value, kind):
+        raise ArgumentError(argument, needed, repr(value))
 
 
 def require_tensor(argument: str, value: object, needed: str = "a tensor") -> None:
@@ -64,6 +75,9 @@ def require_decimals(argument: str, params: Mapping[str, Tensor]) -> None:
     """
     require_named(argument, params)
     for name, value in params.items():
+        if isinstance(value, UninitializedParameter):
+            advice = "Call the module once."
+            raise ArgumentError(argument, "parameters with a shape", f"a lazy {name!r}", advice)
         if not (value.is_floating_point() or value.is_complex()):
             raise ArgumentError(
                 argument,
