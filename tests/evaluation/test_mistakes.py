@@ -1,6 +1,7 @@
 """What cannot be used is refused, in words: the argument, what was needed, what came, advice."""
 
 import copy
+import random
 
 import pytest
 import torch
@@ -264,4 +265,67 @@ class TestFitness:
             f"fitness: needed a tensor of shape [members] = [{members}], one number a member, "
             f"got a tensor of shape {shape}. "
             "Average over the images of a member (dimension 1), not over the members."
+        )
+
+
+class TestWhereAndWhat:
+    """Calls that would compute something else than modules say, and modules that cannot be run."""
+
+    def test_autocast(self):
+        with torch.autocast("cpu", torch.bfloat16):
+            assert message() == (
+                "dtype: needed a call outside torch.autocast, got one inside. "
+                "dtype=torch.bfloat16 is the way here."
+            )
+
+    def test_cached_parametrisations(self):
+        with torch.nn.utils.parametrize.cached():
+            assert message() == "model: needed a call outside parametrize.cached, got one inside."
+
+    @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+    def test_a_module_that_is_no_longer_of_python(self):
+        scripted = nn.Sequential(torch.jit.script(nn.Linear(8, 4))).eval()
+        said = message(model=scripted, population=population_of(scripted))
+        assert said == "model: needed a module of Python, got a ScriptModule in '0'."
+
+    def test_complex_results(self):
+        class Complex(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.linear = nn.Linear(8, 4)
+
+            def forward(self, x):
+                return self.linear(x) * 1j
+
+        model = Complex().eval()
+        assert message(model=model, population=population_of(model)) == (
+            "model: needed a module that returns real numbers, got Complex, which returns "
+            "torch.complex64."
+        )
+
+    def test_another_generator_than_pytorchs(self):
+        class Lucky(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.linear = nn.Linear(8, 4)
+
+            def forward(self, x):
+                return self.linear(x) * (1.0 if random.random() < 2 else 0.0)
+
+        model = Lucky().eval()
+        assert message(model=model, population=population_of(model)) == (
+            "model: needed a forward that draws from PyTorch's generator, got Lucky, which draws "
+            "from Python's or NumPy's."
+        )
+
+    def test_a_copy_that_is_none(self):
+        class Self(nn.Linear):
+            def __deepcopy__(self, _):
+                return self
+
+        model = Self(8, 4).eval()
+        assert message(model=model, population=population_of(model)) == (
+            "model: needed a module that copy.deepcopy can copy, got Self (its __deepcopy__ "
+            "returns the module itself). Members run in copies of it, so that no forward changes "
+            "yours."
         )
