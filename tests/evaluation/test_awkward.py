@@ -245,8 +245,8 @@ def test_a_forward_that_changes_its_module_is_refused(name, engine):
         forward(model, members, torch.randn(3, 4), engine=engine)
     assert str(caught.value) == (
         f"model: needed a forward that leaves the module as it was, got {type(model).__name__}, "
-        f"which changes {said}. Members share one module, so that nothing can be kept from call "
-        "to call. BatchNorm and spectral_norm: call model.eval()."
+        f"which changes {said}. Members share one module, so take its state as a part of x, and "
+        "return it as a part of the result. BatchNorm and spectral_norm: call model.eval()."
     )
     for (path, old), (_, new) in zip(before, held(model), strict=True):
         assert same(old, new), path

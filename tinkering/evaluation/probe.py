@@ -79,8 +79,8 @@ def probe(model: nn.Module, x: Tensor) -> Probe:
             "model",
             "a forward that leaves the module as it was",
             f"{type(model).__name__}, which changes {changed or 'what it returns the next time'}",
-            "Members share one module, so that nothing can be kept from call to call. BatchNorm "
-            "and spectral_norm: call model.eval().",
+            "Members share one module, so take its state as a part of x, and return it as a part "
+            "of the result. BatchNorm and spectral_norm: call model.eval().",
         )
     if len(together) != len(images):
         return Probe(True, draws, None)
