@@ -84,7 +84,8 @@ class Job:
         """
         if not self.random:
             return lambda _: nullcontext()
-        base = int(torch.randint(2**62, ()))
+        with LOCK:  # another thread's member may be drawing
+            base = int(torch.randint(2**62, ()))
         return lambda number: _seeded(base + number)
 
 

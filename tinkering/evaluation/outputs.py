@@ -193,9 +193,10 @@ def _program(model: nn.Module, x: Tensor) -> Program:
     # First: what is random differs between images as well.
     if seen.random:
         raise UnsupportedLayerError(name, "active dropout")
+    steps = program(model, x)
     if seen.coupled:
         raise UnsupportedLayerError(name, "its forward (the images of a batch are not independent)")
-    return program(model, x)
+    return steps
 
 
 @dataclass(frozen=True)
