@@ -70,7 +70,7 @@ def capture(model: nn.Module, x: Tensor, found: Probe | None = None) -> Captured
 
     Args:
         model: the module.
-        x: ``[images, ...]``; numbers without a decimal point are taken for an example.
+        x: ``[images, ...]``; as in `probe`.
         found: what `probe` returned, if it was asked.
 
     Raises:

@@ -37,7 +37,7 @@ def fingerprint(model: nn.Module, depth: int = 4) -> Hashable:
     first: dict[int, int] = {}
     seen: list[Hashable] = []
     for name, part in model.named_modules(remove_duplicate=False):
-        seen.append((name, type(part), type(part).forward))
+        seen.append((name, type(part), getattr(type(part), "forward", None)))
         for key, tensor in [*part._parameters.items(), *part._buffers.items()]:
             if tensor is None:
                 seen.append(key)

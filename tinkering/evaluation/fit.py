@@ -21,10 +21,6 @@ def require_kinds(model: object, population: object, kind: type = Population) ->
     """
     if not isinstance(model, nn.Module):
         raise ArgumentError("model", "a module", kind_of(model))
-    for name, part in model.named_modules():
-        if isinstance(part, torch.jit.ScriptModule):
-            came = f"a ScriptModule in {name!r}" if name else "a ScriptModule"
-            raise ArgumentError("model", "a module of Python", came)
     if not isinstance(population, kind):
         advice = ""
         if kind is Population:

@@ -34,6 +34,16 @@ class Seen:
     serves_one: bool
     """Whether the steps hold for one image alone; they were captured for two."""
 
+    def steps(self, model: nn.Module) -> Program:
+        """Return the module's steps.
+
+        Raises:
+            NotCapturedError: (an `UnsupportedLayerError`) there are none.
+        """
+        if self.program is None:
+            raise NotCapturedError(type(model).__name__, self.reason)
+        return self.program
+
 
 _KEPT = 16
 """Ways in which a module was, and shapes of an image, that are remembered."""
@@ -48,7 +58,7 @@ def look(model: nn.Module, x: Tensor) -> Seen:
 
     Args:
         model: the module.
-        x: ``[images, ...]``; numbers without a decimal point are taken for an example.
+        x: ``[images, ...]``; as in `probe`.
 
     Raises:
         ArgumentError: (a ``ValueError``) as `probe` does.
@@ -100,7 +110,4 @@ def program(model: nn.Module, x: Tensor) -> Program:
         NotCapturedError: (an `UnsupportedLayerError`) the forward cannot be captured.
         ArgumentError: (a ``ValueError``) as `probe` does.
     """
-    seen = look(model, x)
-    if seen.program is None:
-        raise NotCapturedError(type(model).__name__, seen.reason)
-    return seen.program
+    return look(model, x).steps(model)

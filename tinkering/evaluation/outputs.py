@@ -31,7 +31,7 @@ from tinkering.evaluation.fit import require_kinds, require_state_fits
 from tinkering.evaluation.fitness import Fitness, negative_cross_entropy, rated
 from tinkering.evaluation.graph import Fused, Program, name_of
 from tinkering.evaluation.layers import Values
-from tinkering.evaluation.look import look, program
+from tinkering.evaluation.look import look
 from tinkering.evaluation.output_plan import OutputPlan, make_output_plan
 from tinkering.evaluation.output_scores import OutputScores, merged
 from tinkering.evaluation.output_targets import Target, find_targets
@@ -193,7 +193,7 @@ def _program(model: nn.Module, x: Tensor) -> Program:
     # First: what is random differs between images as well.
     if seen.random:
         raise UnsupportedLayerError(name, "active dropout")
-    steps = program(model, x)
+    steps = seen.steps(model)
     if seen.coupled:
         raise UnsupportedLayerError(name, "its forward (the images of a batch are not independent)")
     return steps

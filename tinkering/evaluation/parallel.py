@@ -18,9 +18,10 @@ from tinkering.population import StackedPopulation
 _LARGE = 24 << 20
 """Bytes of all members' largest value, from where vmap's convolutions wait for memory.
 
-Measured with convolutional networks of 3,000 to 5,000,000 parameters, 4 to 64 members and 1 to
-512 images: below it vmap took 0.03 to 1.1 of the time, above it 1.1 to 5 times as long. Linear
-layers are as fast either way, or faster through vmap, whatever their size.
+Measured on two quiet cores with convolutional networks of 3,000 to 5,000,000 parameters, 4 to 64
+members and 1 to 512 images: below it vmap took 0.03 to 1.1 of the time that the engine took, above
+it 1.06 to 3.4 times as long. Linear layers took 0.02 to 1.2 of it through vmap, whatever their
+size. ``tinkering bench --rows call-`` compares some of these anew.
 """
 
 

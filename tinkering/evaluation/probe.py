@@ -54,11 +54,15 @@ def probe(model: nn.Module, x: Tensor) -> Probe:
         x: ``[images, ...]``; other numbers are drawn, as far as the module takes them.
 
     Raises:
-        ArgumentError: (a ``ValueError``) the module does not take `x`, returns no tensor of real
-            numbers, or changes an attribute, a buffer or a parameter of its own, so that it would
-            return something else the next time; or it draws from another generator than
-            PyTorch's.
+        ArgumentError: (a ``ValueError``) the module is compiled by ``torch.jit``, does not take
+            `x`, or returns no tensor of real numbers; it changes an attribute, a buffer or a
+            parameter of its own, so that it would return something else the next time; or it
+            draws from another generator than PyTorch's.
     """
+    for name, part in model.named_modules():
+        if isinstance(part, torch.jit.ScriptModule):
+            came = f"a ScriptModule in {name!r}" if name else "a ScriptModule"
+            raise ArgumentError("model", "a module of Python", came)
     copied, images = tried(model, x)
     together, draws = _drawing(copied, images)
     _require_real_tensor(model, together)
@@ -145,8 +149,6 @@ def _called(model: nn.Module, images: Tensor, x: Tensor) -> None:
     """Refuse `x` where the module takes no images of its kind."""
     try:
         _drawing(model, images)
-    except ArgumentError:
-        raise
     except _MISTAKES as error:
         advice = ""
         with suppress(*_MISTAKES):
