@@ -19,8 +19,8 @@ from torch.func import functional_call
 
 from tinkering.data import BatchOrder, load
 from tinkering.evaluation.batchnorm import norm_scales, reference_statistics
-from tinkering.evaluation.classification import measure_split
 from tinkering.models import BasicBlock, SimpleResNet
+from tinkering.tasks.classification import measure_split
 
 REFERENCE_IMAGES = 128
 

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tinkering.distributed.evaluator import RayEvaluator as RayEvaluator
+    from tinkering.engines.activations import evaluate_outputs as evaluate_outputs
+    from tinkering.engines.planning import Plan as Plan
     from tinkering.errors import ArgumentError as ArgumentError
     from tinkering.errors import CheckpointError as CheckpointError
     from tinkering.errors import ClusterError as ClusterError
@@ -18,23 +20,17 @@ if TYPE_CHECKING:
     from tinkering.evaluation.batchnorm import Reference as Reference
     from tinkering.evaluation.batchnorm import recalibrate as recalibrate
     from tinkering.evaluation.batchnorm import reference_statistics as reference_statistics
-    from tinkering.evaluation.classification import Classification as Classification
+    from tinkering.evaluation.entry import evaluate as evaluate
+    from tinkering.evaluation.entry import fastest_dtype as fastest_dtype
+    from tinkering.evaluation.entry import forward as forward
+    from tinkering.evaluation.entry import plan as plan
     from tinkering.evaluation.fitness import accuracy as accuracy
     from tinkering.evaluation.fitness import negative_cross_entropy as negative_cross_entropy
-    from tinkering.evaluation.forward import evaluate as evaluate
-    from tinkering.evaluation.forward import fastest_dtype as fastest_dtype
-    from tinkering.evaluation.forward import forward as forward
-    from tinkering.evaluation.forward import plan as plan
-    from tinkering.evaluation.output_classification import (
-        OutputClassification as OutputClassification,
-    )
-    from tinkering.evaluation.outputs import evaluate_outputs as evaluate_outputs
-    from tinkering.evaluation.plan import Plan as Plan
+    from tinkering.functional import functional_forward_core as functional_forward_core
+    from tinkering.functional import get_parallel_forward_pass_fn as get_parallel_forward_pass_fn
     from tinkering.models import BasicBlock as BasicBlock
     from tinkering.models import ResNet4StageCustom as ResNet4StageCustom
     from tinkering.models import SimpleResNet as SimpleResNet
-    from tinkering.models import functional_forward_core as functional_forward_core
-    from tinkering.models import get_parallel_forward_pass_fn as get_parallel_forward_pass_fn
     from tinkering.noise.kinds import Dense as Dense
     from tinkering.noise.kinds import LowRank as LowRank
     from tinkering.noise.kinds import Separable as Separable
@@ -53,6 +49,10 @@ if TYPE_CHECKING:
     from tinkering.strategies.schedules import constant as constant
     from tinkering.strategies.schedules import cosine as cosine
     from tinkering.strategies.schedules import inverse_sqrt as inverse_sqrt
+    from tinkering.tasks.classification import Classification as Classification
+    from tinkering.tasks.output_classification import (
+        OutputClassification as OutputClassification,
+    )
 
 __version__ = "0.1.0"
 
@@ -69,19 +69,19 @@ _ROOM_OF = {
     "Reference": "evaluation.batchnorm",
     "recalibrate": "evaluation.batchnorm",
     "reference_statistics": "evaluation.batchnorm",
-    "Classification": "evaluation.classification",
+    "Classification": "tasks.classification",
     "accuracy": "evaluation.fitness",
     "negative_cross_entropy": "evaluation.fitness",
-    "evaluate": "evaluation.forward",
-    "fastest_dtype": "evaluation.forward",
-    "forward": "evaluation.forward",
-    "plan": "evaluation.forward",
-    "Plan": "evaluation.plan",
+    "evaluate": "evaluation.entry",
+    "fastest_dtype": "evaluation.entry",
+    "forward": "evaluation.entry",
+    "plan": "evaluation.entry",
+    "Plan": "engines.planning",
     "BasicBlock": "models",
     "ResNet4StageCustom": "models",
     "SimpleResNet": "models",
-    "functional_forward_core": "models",
-    "get_parallel_forward_pass_fn": "models",
+    "functional_forward_core": "functional",
+    "get_parallel_forward_pass_fn": "functional",
     "Dense": "noise.kinds",
     "LowRank": "noise.kinds",
     "Separable": "noise.kinds",
@@ -98,8 +98,8 @@ _ROOM_OF = {
     "constant": "strategies.schedules",
     "cosine": "strategies.schedules",
     "inverse_sqrt": "strategies.schedules",
-    "OutputClassification": "evaluation.output_classification",
-    "evaluate_outputs": "evaluation.outputs",
+    "OutputClassification": "tasks.output_classification",
+    "evaluate_outputs": "engines.activations",
     "PerturbedOutputs": "population.perturbed_outputs",
     "OutputEvolution": "strategies.output_evolution",
 }

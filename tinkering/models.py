@@ -6,21 +6,18 @@ Run this file to see it work: ``python -m tinkering.models``.
 from __future__ import annotations
 
 import sys
-import threading
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
-from weakref import WeakKeyDictionary
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.func import functional_call, stack_module_state, vmap
+from torch.func import stack_module_state
 
 from tinkering.errors import ArgumentError
-
-ParamsAndBuffers = tuple[Mapping[str, Tensor], Mapping[str, Tensor]]
-"""A parameter set as ``torch.func`` wants it: ``(parameters by name, buffers by name)``."""
+from tinkering.functional import ParamsAndBuffers as ParamsAndBuffers
+from tinkering.functional import functional_forward_core as functional_forward_core
+from tinkering.functional import get_parallel_forward_pass_fn as get_parallel_forward_pass_fn
 
 
 @runtime_checkable
@@ -167,120 +164,6 @@ def ResNet4StageCustom(num_classes: int = 10, in_channels: int = 1) -> SimpleRes
         4902090
     """
     return SimpleResNet(BasicBlock, [1, 1, 1, 1], num_classes=num_classes, in_channels=in_channels)
-
-
-def functional_forward_core(
-    model_architecture: nn.Module, params_and_buffers: ParamsAndBuffers, x_batch: Tensor
-) -> Tensor:
-    """Return ``model_architecture(x_batch)`` as if it held the given parameters and buffers.
-
-    The module's own parameters are neither read nor changed.
-
-    Args:
-        model_architecture: a module, for its structure.
-        params_and_buffers: ``(parameters by name, buffers by name)``.
-        x_batch: what the module takes; for `SimpleResNet` ``[batch, channels, height, width]``.
-
-    Returns:
-        What the module returns; for `SimpleResNet` ``[batch, classes]``.
-
-    Example:
-        >>> model = ResNet4StageCustom().eval()
-        >>> state = (dict(model.named_parameters()), dict(model.named_buffers()))
-        >>> functional_forward_core(model, state, torch.zeros(2, 1, 28, 28)).shape
-        torch.Size([2, 10])
-    """
-    logits: Tensor = functional_call(
-        model_architecture,
-        (dict(params_and_buffers[0]), dict(params_and_buffers[1])),
-        (x_batch,),
-    )
-    return logits
-
-
-def get_parallel_forward_pass_fn(
-    model: nn.Module,
-    in_dims: tuple[int | None, int | None] = (0, None),
-    *,
-    chunk_size: int | None = None,
-) -> Callable[[ParamsAndBuffers, Tensor], Tensor]:
-    """Return a function that runs many parameter sets through `model`.
-
-    What it returns is what ``torch.func.vmap`` returns. On the CPU, in eval mode, where no
-    gradient is wanted and convolutions make large values, members run one after the other
-    through the module's fused layers, which is faster; everywhere else it is ``vmap`` itself:
-    gradients flow through it, and in train mode each member moves its own running statistics.
-    Dropout, where the module has any, draws the same mask for every member
-    (``randomness="same"``). `x` is not written to, and threads may share the function.
-
-    Args:
-        model: a module, for its structure and its train or eval mode.
-        in_dims: ``(0, None)`` hands the same batch to every member;
-            ``(0, 0)`` hands the i-th batch of ``x`` to the i-th member.
-        chunk_size: members at a time through ``vmap``; None for all at once, or the fast way.
-
-    Returns:
-        ``forward(params_and_buffers, x) -> [members, batch, classes]``, where
-        ``params_and_buffers`` comes from ``torch.func.stack_module_state`` and ``x`` is
-        ``[batch, ...]`` for ``(0, None)``, ``[members, batch, ...]`` for ``(0, 0)``.
-
-    Raises:
-        ArgumentError: (a ``ValueError``) `in_dims` is neither of the two, or `chunk_size` is
-            below 1.
-
-    Example:
-        >>> models = [SimpleResNet(BasicBlock, [1, 1, 1, 1], width=2) for _ in range(3)]
-        >>> forward = get_parallel_forward_pass_fn(models[0])
-        >>> forward(stack_module_state(models), torch.zeros(5, 1, 28, 28)).shape
-        torch.Size([3, 5, 10])
-    """
-    if in_dims not in ((0, None), (0, 0)):
-        raise ArgumentError(
-            "in_dims",
-            "(0, None) for one batch shared by all members or (0, 0) for a batch each",
-            in_dims,
-        )
-    if chunk_size is not None and chunk_size < 1:
-        raise ArgumentError("chunk_size", "an integer of at least 1", chunk_size)
-
-    # Imported late: the engines stand above this room, and only this function needs them.
-    from tinkering.evaluation.parallel import parallel_forward
-
-    def forward_one(params_and_buffers: ParamsAndBuffers, x: Tensor) -> Tensor:
-        logits: Tensor = functional_call(model, params_and_buffers, (x,))  # type: ignore[arg-type]
-        return logits
-
-    together: Callable[[ParamsAndBuffers, Tensor], Tensor] = vmap(
-        forward_one, in_dims=in_dims, randomness="same", chunk_size=chunk_size
-    )
-
-    shared, lock = in_dims == (0, None), _lock_of(model)
-    writes: list[bool] = []  # whether the first call wrote into its input
-
-    def forward(params_and_buffers: ParamsAndBuffers, x: Tensor) -> Tensor:
-        if torch.compiler.is_compiling() or not isinstance(x, Tensor):
-            return together(params_and_buffers, x)
-        if chunk_size is None:
-            fast = parallel_forward(model, params_and_buffers, x, shared)
-            if fast is not None:
-                return fast
-        # A module holds its members' tensors for the time of a call.
-        with lock:
-            given = x.clone() if not writes or writes[0] else x
-            result = together(params_and_buffers, given)
-            if not writes and not given.is_inference():
-                writes.append(given._version > 0)
-            return result
-
-    return forward
-
-
-_locks: WeakKeyDictionary[nn.Module, AbstractContextManager[object]] = WeakKeyDictionary()
-
-
-def _lock_of(model: nn.Module) -> AbstractContextManager[object]:
-    """Return what a thread holds while it runs others' tensors through a module."""
-    return _locks.setdefault(model, threading.RLock())
 
 
 @torch.no_grad()

@@ -18,7 +18,7 @@ from tinkering.bench.pure import Pure, frozen, packed
 from tinkering.bench.settings import QUICK, Sizes
 from tinkering.bench.suite import rows_of, selected, suite
 from tinkering.errors import ArgumentError
-from tinkering.evaluation.onednn import packed_convolutions_work
+from tinkering.layers.onednn import packed_convolutions_work
 
 
 @pytest.fixture

@@ -17,9 +17,9 @@ from tinkering.cli import main
 from tinkering.cli.evolve import Evolve
 from tinkering.cli.recipes import RECIPES
 from tinkering.data import load
-from tinkering.evaluation.classification import Classification
-from tinkering.evaluation.output_classification import OutputClassification
 from tinkering.models import BasicBlock, SimpleResNet
+from tinkering.tasks.classification import Classification
+from tinkering.tasks.output_classification import OutputClassification
 
 pytestmark = pytest.mark.usefixtures("same_threads")
 

@@ -12,15 +12,15 @@ from torch import nn
 
 from tinkering.data import load
 from tinkering.distributed.division import divisible
+from tinkering.engines import planning as plan
 from tinkering.errors import ArgumentError
-from tinkering.evaluation import plan
 from tinkering.evaluation.batchnorm import norm_scales
-from tinkering.evaluation.classification import Classification
-from tinkering.evaluation.output_classification import OutputClassification
 from tinkering.models import BasicBlock, SimpleResNet
 from tinkering.strategies.evolution_strategy import EvolutionStrategy
 from tinkering.strategies.genetic_algorithm import GeneticAlgorithm
 from tinkering.strategies.output_evolution import OutputEvolution
+from tinkering.tasks.classification import Classification
+from tinkering.tasks.output_classification import OutputClassification
 
 
 def small_tiles():

@@ -17,8 +17,8 @@ from tasks import STRATEGIES, For, Numbers, Once
 from tinkering.distributed import crew
 from tinkering.distributed import evaluator as module
 from tinkering.distributed.evaluator import RayEvaluator
+from tinkering.engines import planning as plan
 from tinkering.errors import ArgumentError, ClusterError, TinkeringError
-from tinkering.evaluation import plan
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 GENERATIONS = 3

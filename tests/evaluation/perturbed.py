@@ -2,8 +2,8 @@
 
 import torch
 
-from tinkering.evaluation.graph import NORM, arguments
-from tinkering.evaluation.look import program
+from tinkering.engines.look import program
+from tinkering.graph.program import NORM, arguments
 from tinkering.noise import Stream
 from tinkering.population.perturbed_outputs import PerturbedOutputs
 from tinkering.strategies.output_evolution import utilities

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from tinkering.evaluation import fitness as fitness_room
+from tinkering.engines import rating as fitness_room
 from tinkering.models import BasicBlock, SimpleResNet
 from tinkering.population import PerturbedPopulation, StackedPopulation
 

@@ -14,11 +14,12 @@ from small_nets import BATCH_NORM, loop
 from torch import Tensor, nn
 from torch.utils import _pytree
 
+from tinkering import functional as parallel
+from tinkering.engines.activations import evaluate_outputs
+from tinkering.engines.table import ENGINES
 from tinkering.errors import ArgumentError, UnsupportedLayerError
-from tinkering.evaluation import parallel
-from tinkering.evaluation.engines import ENGINES
-from tinkering.evaluation.forward import evaluate, forward, plan
-from tinkering.evaluation.outputs import evaluate_outputs
+from tinkering.evaluation.entry import evaluate, forward, plan
+from tinkering.graph.copies import attributes, independent_copy, skeleton
 from tinkering.models import get_parallel_forward_pass_fn
 from tinkering.noise import Dense, LowRank, Stream
 from tinkering.population import (
@@ -27,7 +28,6 @@ from tinkering.population import (
     SeedChainPopulation,
     StackedPopulation,
 )
-from tinkering.population.copies import attributes, independent_copy, skeleton
 from tinkering.population.perturbed_outputs import PerturbedOutputs
 
 SIZE = 4

@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from torch import nn
 
 import tinkering
+from tinkering.engines.look import look, program
 from tinkering.errors import ArgumentError, UnsupportedLayerError
-from tinkering.evaluation.capture import NotCapturedError, capture
-from tinkering.evaluation.look import look, program
+from tinkering.graph.capture import NotCapturedError, capture
 from tinkering.population import PerturbedPopulation
 
 IMAGES = torch.randn(4, 3, generator=torch.Generator().manual_seed(0))

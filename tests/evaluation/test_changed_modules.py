@@ -11,9 +11,9 @@ from awkward import Net, rows
 from small_nets import assert_close, loop
 from torch import nn
 
-from tinkering.evaluation import look
-from tinkering.evaluation.fingerprint import fingerprint
-from tinkering.evaluation.forward import forward
+from tinkering.engines import look
+from tinkering.evaluation.entry import forward
+from tinkering.graph.fingerprint import fingerprint
 from tinkering.population import PerturbedPopulation
 
 X = torch.randn(3, 4, generator=torch.Generator().manual_seed(0))

@@ -7,11 +7,12 @@ from small_nets import make, resnet, trusted
 from torch import nn
 
 from tinkering.data import BatchOrder, Shifts, load
+from tinkering.engines import planning as plan
 from tinkering.errors import TinkeringError
-from tinkering.evaluation import classification, plan
-from tinkering.evaluation.classification import Classification, measure_split
 from tinkering.models import BasicBlock, SimpleResNet
 from tinkering.population import PerturbedPopulation
+from tinkering.tasks import classification
+from tinkering.tasks.classification import Classification, measure_split
 
 DIGITS = load("mnist5k").subset(train=60, test=40)
 

@@ -9,7 +9,7 @@ from awkward import Net, rows, undecided
 from small_nets import loop
 from torch import nn
 
-from tinkering.evaluation.forward import evaluate, forward
+from tinkering.evaluation.entry import evaluate, forward
 from tinkering.models import get_parallel_forward_pass_fn
 from tinkering.population import PerturbedPopulation, StackedPopulation
 

@@ -8,10 +8,10 @@ from hypothesis import strategies as st
 from torch import fx, nn
 
 import tinkering
-from tinkering.evaluation.graph import CONVOLUTIONS, Fused
-from tinkering.evaluation.layers import ConvLayer, Folded
-from tinkering.evaluation.memberwise import grouped_correction
-from tinkering.evaluation.onednn import Geometry
+from tinkering.graph.program import CONVOLUTIONS, Fused
+from tinkering.layers.centre import ConvLayer, Folded
+from tinkering.layers.low_rank import grouped_correction
+from tinkering.layers.onednn import Geometry
 from tinkering.population import PerturbedPopulation
 
 TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 2**-7}

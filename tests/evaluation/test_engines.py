@@ -29,11 +29,11 @@ from small_nets import (
 )
 from torch import nn
 
+from tinkering.engines.look import program
+from tinkering.engines.table import ENGINES
 from tinkering.errors import ArgumentError, UnsupportedLayerError
-from tinkering.evaluation import onednn
-from tinkering.evaluation.engines import ENGINES
-from tinkering.evaluation.forward import forward, plan
-from tinkering.evaluation.look import program
+from tinkering.evaluation.entry import forward, plan
+from tinkering.layers import onednn
 from tinkering.native import correction
 from tinkering.noise import Dense, LowRank, Separable
 

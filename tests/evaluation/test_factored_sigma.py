@@ -24,7 +24,7 @@ from small_nets import (
 )
 from torch import nn
 
-from tinkering.evaluation.forward import forward
+from tinkering.evaluation.entry import forward
 from tinkering.native import correction
 from tinkering.noise import Dense, LowRank, Separable
 

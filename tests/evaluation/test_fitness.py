@@ -9,9 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+from tinkering.engines.rating import checked
 from tinkering.errors import ArgumentError
-from tinkering.evaluation.fitness import accuracy, checked, negative_cross_entropy
-from tinkering.evaluation.forward import evaluate
+from tinkering.evaluation.entry import evaluate
+from tinkering.evaluation.fitness import accuracy, negative_cross_entropy
 from tinkering.population import PerturbedPopulation
 
 sizes = st.tuples(st.integers(1, 4), st.integers(1, 4), st.integers(1, 5))

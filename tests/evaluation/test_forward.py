@@ -28,11 +28,11 @@ from small_nets import (
     trusted,
 )
 
+from tinkering.engines.table import ENGINES
 from tinkering.errors import ArgumentError, UnsupportedLayerError
 from tinkering.evaluation.batchnorm import Reference
-from tinkering.evaluation.engines import ENGINES
+from tinkering.evaluation.entry import evaluate, forward
 from tinkering.evaluation.fitness import accuracy, negative_cross_entropy
-from tinkering.evaluation.forward import evaluate, forward
 from tinkering.noise import Dense, LowRank, Separable
 from tinkering.population import PerturbedPopulation
 

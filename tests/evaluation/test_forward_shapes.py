@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from small_nets import assert_close, batch_for, loop
 from torch import nn
 
-from tinkering.evaluation.forward import forward
+from tinkering.evaluation.entry import forward
 from tinkering.noise import Dense, LowRank, Separable
 from tinkering.population import PerturbedPopulation
 

@@ -10,9 +10,9 @@ from small_nets import loop
 from torch import nn
 
 import tinkering
-from tinkering.evaluation.capture import capture
-from tinkering.evaluation.graph import LINEAR, NORM, Fused, Program
-from tinkering.evaluation.layers import layer
+from tinkering.graph.capture import capture
+from tinkering.graph.program import LINEAR, NORM, Fused, Program
+from tinkering.layers.centre import layer
 from tinkering.population import PerturbedPopulation
 
 NETS = FUSES | FUSES_NOT

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tinkering import noise as noises
-from tinkering.evaluation.memberwise import (
+from tinkering.layers.low_rank import (
     Correction,
     embedding_noise,
     grouped_correction,
@@ -18,7 +18,7 @@ from tinkering.evaluation.memberwise import (
     of_members,
     plain_correction,
 )
-from tinkering.evaluation.onednn import Geometry
+from tinkering.layers.onednn import Geometry
 from tinkering.native import correction as native
 from tinkering.native.build import library
 from tinkering.native.correction import Shape

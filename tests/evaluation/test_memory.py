@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from tinkering.evaluation import memory
-from tinkering.evaluation.capture import capture
-from tinkering.evaluation.graph import Program
+from tinkering.engines import memory
+from tinkering.graph.capture import capture
+from tinkering.graph.program import Program
 from tinkering.native import free_memory as system
 
 GIB = 1 << 30

@@ -9,10 +9,10 @@ import torch.nn.functional as F
 from small_nets import inputs_for, made, make, population_of, transformer, vgg
 from torch import nn
 
+from tinkering.engines.table import ENGINES
 from tinkering.errors import ArgumentError
 from tinkering.evaluation.batchnorm import Reference
-from tinkering.evaluation.engines import ENGINES
-from tinkering.evaluation.forward import evaluate, forward, plan
+from tinkering.evaluation.entry import evaluate, forward, plan
 from tinkering.population import PerturbedPopulation, StackedPopulation
 
 MODEL = nn.Linear(8, 4).eval()

@@ -8,10 +8,10 @@ from hypothesis import strategies as st
 from torch import nn
 
 from tinkering import noise as noises
-from tinkering.evaluation.forward import forward
-from tinkering.evaluation.memberwise import Correction, layer_noise
-from tinkering.evaluation.narrow import NarrowConv, is_narrow
-from tinkering.evaluation.onednn import Geometry
+from tinkering.evaluation.entry import forward
+from tinkering.layers.low_rank import Correction, layer_noise
+from tinkering.layers.narrow import NarrowConv, is_narrow
+from tinkering.layers.onednn import Geometry
 from tinkering.native import correction as native
 from tinkering.native.correction import Shape
 from tinkering.noise import Dense, LowRank, Separable, Stream
@@ -106,10 +106,10 @@ class TestIsNarrow:
 
     @needs_kernel
     def test_few_channels_in_bfloat16(self, monkeypatch):
-        monkeypatch.setattr("tinkering.evaluation.narrow.has_amx", lambda: False)
+        monkeypatch.setattr("tinkering.layers.narrow.has_amx", lambda: False)
         assert is_narrow(self.weight(), self.geometry, torch.bfloat16)
         assert is_narrow(self.weight(channels=1), self.geometry, torch.bfloat16)
-        monkeypatch.setattr("tinkering.evaluation.narrow.has_amx", lambda: True)
+        monkeypatch.setattr("tinkering.layers.narrow.has_amx", lambda: True)
         assert not is_narrow(self.weight(), self.geometry, torch.bfloat16)
         assert is_narrow(self.weight(channels=1), self.geometry, torch.bfloat16)
 

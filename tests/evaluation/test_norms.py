@@ -18,10 +18,10 @@ from small_nets import (
 )
 from torch import nn
 
+from tinkering.engines.table import ENGINES
 from tinkering.errors import ArgumentError
 from tinkering.evaluation.batchnorm import Reference
-from tinkering.evaluation.engines import ENGINES
-from tinkering.evaluation.forward import forward
+from tinkering.evaluation.entry import forward
 
 engines = pytest.mark.parametrize("engine", ENGINES)
 

@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 
 import tinkering
-from tinkering.evaluation import onednn
-from tinkering.evaluation.onednn import FusedConv, Geometry
+from tinkering.layers import onednn
+from tinkering.layers.onednn import FusedConv, Geometry
 
 ONE = Geometry((1, 1), (1, 1), (1, 1))
 LAYERS = {

@@ -7,8 +7,8 @@ import torch
 from small_nets import assert_close, loop, made, population_of, resnet
 from torch import nn
 
-from tinkering.evaluation.engines import ENGINES
-from tinkering.evaluation.forward import forward
+from tinkering.engines.table import ENGINES
+from tinkering.evaluation.entry import forward
 from tinkering.population import PerturbedPopulation, StackedPopulation
 
 

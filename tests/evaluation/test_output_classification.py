@@ -9,12 +9,12 @@ from small_nets import trusted
 from torch import nn
 
 from tinkering.data import BatchOrder, Shifts, load
+from tinkering.engines.activations import evaluate_outputs
 from tinkering.errors import ArgumentError
 from tinkering.evaluation.fitness import accuracy
-from tinkering.evaluation.output_classification import OutputClassification
-from tinkering.evaluation.outputs import evaluate_outputs
 from tinkering.models import BasicBlock, SimpleResNet
 from tinkering.strategies.output_evolution import OutputEvolution
+from tinkering.tasks.output_classification import OutputClassification
 
 DIGITS = load("mnist5k").subset(train=60, test=40)
 

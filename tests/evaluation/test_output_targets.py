@@ -8,10 +8,10 @@ from perturbed import held_parameters, perturbed
 from small_nets import Shared, inputs_for, made, perceptron, resnet
 from torch import nn
 
+from tinkering.engines.activation_targets import find_targets
+from tinkering.engines.activations import count_layers, evaluate_outputs
+from tinkering.engines.look import program
 from tinkering.errors import UnsupportedLayerError
-from tinkering.evaluation.look import program
-from tinkering.evaluation.output_targets import find_targets
-from tinkering.evaluation.outputs import count_layers, evaluate_outputs
 
 
 def images(count=3):

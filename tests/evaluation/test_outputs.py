@@ -24,10 +24,10 @@ from small_nets import (
 )
 from torch import nn
 
+from tinkering.engines import activation_plan as output_plan
+from tinkering.engines.activations import evaluate_outputs, plan_outputs
 from tinkering.errors import ArgumentError, UnsupportedLayerError
-from tinkering.evaluation import output_plan
 from tinkering.evaluation.fitness import accuracy
-from tinkering.evaluation.outputs import evaluate_outputs, plan_outputs
 from tinkering.models import BasicBlock, SimpleResNet
 from tinkering.noise import Stream
 

@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import fx, nn
 
-from tinkering.evaluation.capture import capture
-from tinkering.evaluation.placement import Placement, place_images
+from tinkering.graph.batch_axis import Placement, place_images
+from tinkering.graph.capture import capture
 
 
 class Does(nn.Module):

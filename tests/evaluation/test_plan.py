@@ -18,12 +18,12 @@ from small_nets import (
     resnet,
 )
 
+from tinkering.engines import planning
+from tinkering.engines.job import Tiles
+from tinkering.engines.table import ENGINES
 from tinkering.errors import ArgumentError
-from tinkering.evaluation import forward as door
-from tinkering.evaluation import plan as planning
-from tinkering.evaluation.engines import ENGINES
-from tinkering.evaluation.forward import evaluate, forward, plan
-from tinkering.evaluation.job import Tiles
+from tinkering.evaluation import entry as door
+from tinkering.evaluation.entry import evaluate, forward, plan
 
 both_in_dims = pytest.mark.parametrize("in_dims", [(0, None), (0, 0)], ids=str)
 MEMBERS, IMAGES = 9, 5

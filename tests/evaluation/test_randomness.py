@@ -9,7 +9,7 @@ from small_nets import inputs_for, lenet, loop, made, make, perceptron, populati
 from torch import nn
 
 from tinkering.errors import ArgumentError, UnsupportedLayerError
-from tinkering.evaluation.forward import forward, plan
+from tinkering.evaluation.entry import forward, plan
 from tinkering.population import StackedPopulation
 
 drawing = pytest.mark.parametrize("engine", ["sequential", "vmapped"])

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 import tinkering
+from tinkering.engines import thread_pool as threads_module
+from tinkering.engines.activations import evaluate_outputs
+from tinkering.engines.thread_pool import map_in_order
 from tinkering.errors import ArgumentError
-from tinkering.evaluation import threads as threads_module
-from tinkering.evaluation.outputs import evaluate_outputs
-from tinkering.evaluation.threads import map_in_order
 from tinkering.models import BasicBlock, SimpleResNet
 from tinkering.noise import Stream
 from tinkering.population import PerturbedPopulation, StackedPopulation

@@ -9,8 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tinkering.evaluation import layers
-from tinkering.evaluation.layers import Affine
+from tinkering.layers import centre as layers
+from tinkering.layers.centre import Affine
 from tinkering.native import correction
 from tinkering.native.build import library
 

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from tinkering.evaluation.threads import map_in_order
+from tinkering.engines.thread_pool import map_in_order
 from tinkering.native import allocator
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from tinkering import evaluate, forward
-from tinkering.evaluation.forward import plan
+from tinkering.evaluation.entry import plan
 from tinkering.noise import Dense, LowRank, Separable, Stream, draw
 from tinkering.population import Mutation, Population, SeedChainPopulation
 from tinkering.population import seed_chains as module

@@ -27,11 +27,11 @@ from commands import TINY, quiet, write_digits
 
 from tinkering.cli import main
 from tinkering.errors import CheckpointError
-from tinkering.evaluation.classification import Classification
-from tinkering.evaluation.output_classification import OutputClassification
 from tinkering.runs import checkpoint, folder
 from tinkering.strategies.evolution_strategy import EvolutionState
 from tinkering.strategies.output_evolution import OutputState
+from tinkering.tasks.classification import Classification
+from tinkering.tasks.output_classification import OutputClassification
 
 GENERATIONS = 8
 LAST = ("predictions.safetensors",)

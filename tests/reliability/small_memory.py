@@ -19,8 +19,8 @@ import torch
 from commands import TINY, quiet
 
 from tinkering.data import load
-from tinkering.evaluation.look import program
-from tinkering.evaluation.memory import footprint
+from tinkering.engines.look import program
+from tinkering.engines.memory import footprint
 from tinkering.models import BasicBlock, SimpleResNet
 
 MIB = 1 << 20

@@ -27,9 +27,9 @@ from tinkering.data import load
 from tinkering.distributed import evaluator as distributed
 from tinkering.distributed.evaluator import RayEvaluator
 from tinkering.distributed.round import Round
-from tinkering.evaluation import plan
-from tinkering.evaluation.classification import Classification
+from tinkering.engines import planning as plan
 from tinkering.strategies.evolution_strategy import EvolutionStrategy
+from tinkering.tasks.classification import Classification
 
 WORKERS = 3
 PATIENCE = 120.0

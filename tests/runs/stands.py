@@ -4,9 +4,9 @@ from functools import partial
 
 import torch
 
+from tinkering.engines.activations import evaluate_outputs
+from tinkering.evaluation.entry import evaluate
 from tinkering.evaluation.fitness import negative_cross_entropy
-from tinkering.evaluation.forward import evaluate
-from tinkering.evaluation.outputs import evaluate_outputs
 from tinkering.noise import Dense, LowRank
 from tinkering.population.perturbed_outputs import PerturbedOutputs
 from tinkering.runs.evolve import Limits, evolve

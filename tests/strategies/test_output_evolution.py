@@ -14,10 +14,10 @@ from torch import nn
 from torch.func import functional_call
 
 from tinkering.data import load
+from tinkering.engines import rating as fitness_room
+from tinkering.engines.activations import evaluate_outputs
 from tinkering.errors import ArgumentError
-from tinkering.evaluation import fitness as fitness_room
 from tinkering.evaluation.fitness import accuracy, negative_cross_entropy
-from tinkering.evaluation.outputs import evaluate_outputs
 from tinkering.strategies.output_evolution import (
     OutputEvolution,
     Scores,

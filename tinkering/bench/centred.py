@@ -13,10 +13,10 @@ from tinkering.bench.experiment import DTYPE, Bench, Comparison, Experiment, quo
 from tinkering.bench.judge import Figure, Row, Target
 from tinkering.bench.networks import images, network
 from tinkering.bench.settings import Sizes
-from tinkering.evaluation.arguments import InDims
+from tinkering.engines.thread_pool import map_in_order
 from tinkering.evaluation.batchnorm import norm_scales
-from tinkering.evaluation.forward import forward, plan
-from tinkering.evaluation.threads import map_in_order
+from tinkering.evaluation.entry import forward, plan
+from tinkering.evaluation.validation import InDims
 from tinkering.noise import LowRank, Noise, Separable
 from tinkering.population import PerturbedPopulation
 

@@ -15,7 +15,7 @@ from tinkering.bench.experiment import DTYPE, Bench, Comparison, Experiment, con
 from tinkering.bench.judge import Row, Target
 from tinkering.bench.networks import images, lenet, network, policy
 from tinkering.bench.settings import Sizes
-from tinkering.evaluation.forward import forward
+from tinkering.evaluation.entry import forward
 from tinkering.models import get_parallel_forward_pass_fn
 from tinkering.population import StackedPopulation
 

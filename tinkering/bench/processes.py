@@ -21,7 +21,7 @@ from tinkering.bench.experiment import Bench, Experiment
 from tinkering.bench.judge import Figure, Row, Target
 from tinkering.bench.networks import images, network
 from tinkering.bench.settings import Sizes
-from tinkering.evaluation.forward import evaluate, fastest_dtype
+from tinkering.evaluation.entry import evaluate, fastest_dtype
 
 _GB = 1e9
 _MOST = 1.5

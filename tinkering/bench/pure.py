@@ -25,10 +25,10 @@ from torch import Tensor, nn
 
 from tinkering.bench.clock import Contender
 from tinkering.bench.networks import images
-from tinkering.evaluation.capture import capture
-from tinkering.evaluation.graph import Fused, Program
-from tinkering.evaluation.layers import layer
-from tinkering.evaluation.threads import map_in_order
+from tinkering.engines.thread_pool import map_in_order
+from tinkering.graph.capture import capture
+from tinkering.graph.program import Fused, Program
+from tinkering.layers.centre import layer
 
 _Forward = Callable[[Tensor], Tensor]
 _MANY = 256

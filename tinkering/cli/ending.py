@@ -15,7 +15,6 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from tinkering.data import Dataset, Split
-from tinkering.evaluation.predictions import predict_split
 from tinkering.runs import folder, report
 from tinkering.runs.evolve import Outcome
 from tinkering.runs.predictions import (
@@ -24,6 +23,7 @@ from tinkering.runs.predictions import (
     gravest_mistakes,
     save_predictions,
 )
+from tinkering.tasks.predictions import predict_split
 
 _ENDINGS = {
     "seconds": "Ended by --seconds",

@@ -13,8 +13,8 @@ from tinkering import data
 from tinkering.cli import network, resume
 from tinkering.cli.settings import made_with
 from tinkering.errors import ArgumentError
-from tinkering.evaluation.classification import measure_split
 from tinkering.runs import folder
+from tinkering.tasks.classification import measure_split
 
 
 @dataclass(frozen=True)

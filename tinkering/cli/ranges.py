@@ -15,8 +15,8 @@ import torch
 from tinkering.cli import network, workers
 from tinkering.cli.recipes import RECIPES
 from tinkering.data import Dataset, Shifts
+from tinkering.engines.memory import default_budget
 from tinkering.errors import ArgumentError
-from tinkering.evaluation.memory import default_budget
 from tinkering.runs.evolve import Limits
 from tinkering.strategies.stepping import require_step
 

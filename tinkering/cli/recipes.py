@@ -13,14 +13,15 @@ import torch
 from torch import nn
 
 from tinkering.data import Dataset
+from tinkering.engines.rating import Fitness
 from tinkering.errors import ArgumentError
-from tinkering.evaluation.classification import Classification
-from tinkering.evaluation.fitness import Fitness, accuracy, negative_cross_entropy
-from tinkering.evaluation.output_classification import OutputClassification
+from tinkering.evaluation.fitness import accuracy, negative_cross_entropy
 from tinkering.noise import LowRank
 from tinkering.strategies.evolution_strategy import EvolutionStrategy
 from tinkering.strategies.output_evolution import OutputEvolution
 from tinkering.strategies.schedules import Schedule, inverse_sqrt, require_positive
+from tinkering.tasks.classification import Classification
+from tinkering.tasks.output_classification import OutputClassification
 
 FITNESS: Mapping[str, Fitness] = {
     "cross-entropy": negative_cross_entropy,

@@ -16,9 +16,9 @@ import tinkering
 from tinkering.cli import reproduce
 from tinkering.cli.recipes import RECIPES
 from tinkering.data import Dataset
+from tinkering.engines.memory import default_budget
 from tinkering.errors import ArgumentError
-from tinkering.evaluation.forward import fastest_dtype
-from tinkering.evaluation.memory import default_budget
+from tinkering.evaluation.entry import fastest_dtype
 
 OPEN = frozenset({"memory"}.union(*(recipe.defaults for recipe in RECIPES.values()))) | {"threads"}
 """Flags that need not be given, and that stand with what they came to in ``config.json``."""

@@ -1,1 +1,1 @@
-"""How members are evaluated: a population and a batch become logits, logits become fitness."""
+"""The public entry: a module, a population and inputs become outputs, or fitness."""

@@ -33,9 +33,9 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from tinkering.errors import ArgumentError
-from tinkering.evaluation.fingerprint import fingerprint
-from tinkering.population.copies import skeleton
-from tinkering.population.required import require_tensor
+from tinkering.graph.copies import skeleton
+from tinkering.graph.fingerprint import fingerprint
+from tinkering.required import require_tensor
 
 _without_statistics: WeakKeyDictionary[nn.Module, tuple[Hashable, nn.Module]] = WeakKeyDictionary()
 

@@ -10,7 +10,7 @@ from torch.nn.utils import parametrize
 
 from tinkering.errors import ArgumentError
 from tinkering.population import ParamsAndBuffers, PerturbedPopulation, Population
-from tinkering.population.required import kind_of
+from tinkering.required import kind_of
 
 
 def require_kinds(model: object, population: object, kind: type = Population) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import type_before_parametrizations
 
 from tinkering.errors import ArgumentError
-from tinkering.population.required import require_named
+from tinkering.required import require_named
 
 Traits = dict[str, dict[str, object]]
 """Of each parameter, buffer and submodule: words, and what a module has there."""

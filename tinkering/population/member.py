@@ -8,7 +8,7 @@ from typing import Any, Protocol, overload, runtime_checkable
 from torch import Tensor, nn
 
 from tinkering.errors import ArgumentError
-from tinkering.population.copies import copied_with
+from tinkering.graph.copies import copied_with
 
 _KINDS = ("parameter", "buffer")
 ParamsAndBuffers = tuple[dict[str, Tensor], dict[str, Tensor]]

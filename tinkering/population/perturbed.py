@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from tinkering.errors import ArgumentError
 from tinkering.noise import Factors, LowRank, Noise, Stream, draw, on_device
 from tinkering.population.member import ParamsAndBuffers, as_module, part_of
-from tinkering.population.required import require_decimals, require_kind, require_named
+from tinkering.required import require_decimals, require_kind, require_named
 
 _MEMBERS_PER_DRAW = 1024
 """Members whose noise is in memory at a time."""

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from tinkering.errors import ArgumentError
 from tinkering.noise import LowRank, Noise, Stream, draw, on_device
 from tinkering.population.member import ParamsAndBuffers, as_module, part_of
-from tinkering.population.required import require_decimals, require_named
+from tinkering.required import require_decimals, require_named
 
 
 class Mutation(NamedTuple):

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from tinkering.errors import ArgumentError
 from tinkering.population.alike import detached, in_order_of, require_alike, require_members
 from tinkering.population.member import ParamsAndBuffers, as_module, part_of
-from tinkering.population.required import kind_of, require_tensor
+from tinkering.required import kind_of, require_tensor
 
 
 class StackedPopulation:

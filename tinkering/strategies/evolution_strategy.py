@@ -17,7 +17,7 @@ from torch import Tensor
 from tinkering.errors import ArgumentError
 from tinkering.noise import LowRank, Noise
 from tinkering.population import PerturbedPopulation
-from tinkering.population.required import require_decimals, require_named, require_tensor
+from tinkering.required import require_decimals, require_named, require_tensor
 from tinkering.strategies.groups import Group, group_of_each
 from tinkering.strategies.schedules import (
     LARGEST_FLOAT,

@@ -15,7 +15,7 @@ from torch import Tensor
 from tinkering.errors import ArgumentError
 from tinkering.noise import Dense, Noise
 from tinkering.population import Chain, Mutation, SeedChainPopulation
-from tinkering.population.required import require_decimals, require_tensor
+from tinkering.required import require_decimals, require_tensor
 from tinkering.strategies.schedules import LARGEST_FLOAT, Schedule, require_positive, value_at
 from tinkering.strategies.told import Told
 

@@ -2,7 +2,7 @@
 
 A layer often has far more weights than results: the last stage of a `SimpleResNet` of width 8 has
 57,000 weights and makes 2,000 numbers of an image. An estimate of how fitness changes with few
-numbers takes few members. See `tinkering.evaluation.outputs` for the estimate and its sources.
+numbers takes few members. See `tinkering.engines.activations` for the estimate and its sources.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor
 from tinkering.errors import ArgumentError
 from tinkering.noise import Stream
 from tinkering.population.perturbed_outputs import PerturbedOutputs
-from tinkering.population.required import require_decimals
+from tinkering.required import require_decimals
 from tinkering.strategies.schedules import LARGEST_FLOAT, Schedule, require_positive, value_at
 from tinkering.strategies.stepping import fresh_optimiser, stepped
 from tinkering.strategies.told import Told, all_finite
@@ -25,7 +25,7 @@ from tinkering.strategies.told import Told, all_finite
 
 @runtime_checkable
 class Scores(Protocol):
-    """What `OutputEvolution` is told: see `tinkering.evaluation.outputs.OutputScores`."""
+    """What `OutputEvolution` is told: see `tinkering.engines.activations.OutputScores`."""
 
     @property
     def fitness(self) -> Tensor:
@@ -80,7 +80,7 @@ class OutputEvolution:
         ArgumentError: (a ``ValueError``) one of these is out of range.
 
     Example:
-        >>> from tinkering.evaluation.outputs import evaluate_outputs
+        >>> from tinkering.engines.activations import evaluate_outputs
         >>> _ = torch.manual_seed(0)
         >>> nn = torch.nn
         >>> model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2))
@@ -154,7 +154,7 @@ class OutputEvolution:
 
         Args:
             state: the state that `ask` was given.
-            scores: what `tinkering.evaluation.outputs.evaluate_outputs` returned.
+            scores: what `tinkering.engines.activations.evaluate_outputs` returned.
         """
         lost = (state.generation + 1, state.params, state.average, state.optimiser)
         if not bool(torch.isfinite(scores.fitness).any()):

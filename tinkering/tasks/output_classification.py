@@ -9,18 +9,19 @@ import torch
 from torch import Tensor, get_num_threads, nn
 
 from tinkering.data import BatchOrder, Dataset, Shifts
-from tinkering.errors import ArgumentError
-from tinkering.evaluation.classification import Classification
-from tinkering.evaluation.fitness import Fitness, negative_cross_entropy
-from tinkering.evaluation.output_plan import OutputPlan
-from tinkering.evaluation.output_scores import OutputScores, merged
-from tinkering.evaluation.outputs import (
+from tinkering.engines.activation_plan import OutputPlan
+from tinkering.engines.activation_scores import OutputScores, merged
+from tinkering.engines.activations import (
     count_layers,
     evaluate_outputs,
     image_parts,
     plan_outputs,
 )
+from tinkering.engines.rating import Fitness
+from tinkering.errors import ArgumentError
+from tinkering.evaluation.fitness import negative_cross_entropy
 from tinkering.population.perturbed_outputs import PerturbedOutputs
+from tinkering.tasks.classification import Classification
 
 
 class OutputClassification:

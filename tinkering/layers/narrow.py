@@ -10,8 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from tinkering.evaluation.memberwise import Correction
-from tinkering.evaluation.onednn import Geometry, has_amx
+from tinkering.layers.low_rank import Correction
+from tinkering.layers.onednn import Geometry, has_amx
 from tinkering.native import correction as native
 
 _CHANNELS = 16

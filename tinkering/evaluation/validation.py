@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from tinkering.engines.table import ENGINES
 from tinkering.errors import ArgumentError
 from tinkering.evaluation.batchnorm import (
     Policy,
@@ -14,11 +15,10 @@ from tinkering.evaluation.batchnorm import (
     norms_in_train_mode,
     reference_statistics,
 )
-from tinkering.evaluation.engines import ENGINES
 from tinkering.evaluation.fit import require_device, require_fit, require_kinds, require_plain_call
+from tinkering.graph.copies import first_line, independent_copy
 from tinkering.population import PerturbedPopulation, Population
-from tinkering.population.copies import first_line, independent_copy
-from tinkering.population.required import require_tensor
+from tinkering.required import require_tensor
 
 InDims = tuple[int | None, int | None]
 

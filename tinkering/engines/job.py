@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from tinkering.evaluation.graph import Program
-from tinkering.evaluation.probe import LOCK
+from tinkering.graph.probe import LOCK
+from tinkering.graph.program import Program
 from tinkering.population import Population
 
 

@@ -8,7 +8,7 @@ from weakref import WeakKeyDictionary
 
 from torch import Tensor, fx
 
-from tinkering.evaluation.graph import Fused, Program
+from tinkering.graph.program import Fused, Program
 from tinkering.native.free_memory import free_memory
 
 _SHARE = 0.5

@@ -26,19 +26,20 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from tinkering.engines.activation_plan import OutputPlan, make_output_plan
+from tinkering.engines.activation_scores import OutputScores, merged
+from tinkering.engines.activation_targets import Target, find_targets
+from tinkering.engines.look import look
+from tinkering.engines.rating import Fitness, rated
+from tinkering.engines.thread_pool import map_in_order
 from tinkering.errors import ArgumentError, UnsupportedLayerError
 from tinkering.evaluation.fit import require_kinds, require_state_fits
-from tinkering.evaluation.fitness import Fitness, negative_cross_entropy, rated
-from tinkering.evaluation.graph import Fused, Program, name_of
-from tinkering.evaluation.layers import Values
-from tinkering.evaluation.look import look
-from tinkering.evaluation.output_plan import OutputPlan, make_output_plan
-from tinkering.evaluation.output_scores import OutputScores, merged
-from tinkering.evaluation.output_targets import Target, find_targets
-from tinkering.evaluation.still_layers import StillLayers
-from tinkering.evaluation.threads import map_in_order
+from tinkering.evaluation.fitness import negative_cross_entropy
+from tinkering.graph.program import Fused, Program, name_of
+from tinkering.layers.centre import Values
+from tinkering.layers.still import StillLayers
 from tinkering.population.perturbed_outputs import PerturbedOutputs
-from tinkering.population.required import require_tensor
+from tinkering.required import require_tensor
 
 _IMAGES_A_SUM = 16
 """Few, so that there are parts for several workers; enough for a product of matrices."""

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.utils import _pytree
 
 from tinkering.errors import ArgumentError
-from tinkering.population.copies import attributes, first_line, independent_copy
-from tinkering.population.required import kind_of
+from tinkering.graph.copies import attributes, first_line, independent_copy
+from tinkering.required import kind_of
 
 LOCK = threading.RLock()
 """Held by whoever seeds PyTorch's generator or captures a module: all threads share that state.

@@ -22,16 +22,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tinkering.graph.program import in_plain_layout
+
 _log = logging.getLogger(__name__)
-
-
-def in_plain_layout(value: Tensor) -> Tensor:
-    """Return a tensor whose numbers lie in the order of its axes, and no other way.
-
-    oneDNN's kernels for channels-last layout go wrong for some geometries, and of one channel
-    or one pixel a tensor can be in both layouts' strides; hence flat in between.
-    """
-    return value.contiguous().flatten().view(value.shape)
 
 
 @dataclass(frozen=True)

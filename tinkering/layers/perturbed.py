@@ -9,8 +9,9 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from tinkering.evaluation.graph import LINEAR, Fused, arguments
-from tinkering.evaluation.layers import (
+from tinkering.graph.batch_axis import Placement
+from tinkering.graph.program import LINEAR, Fused, arguments
+from tinkering.layers.centre import (
     Affine,
     ConvLayer,
     LinearLayer,
@@ -19,14 +20,13 @@ from tinkering.evaluation.layers import (
     fold,
     fold_norm,
 )
-from tinkering.evaluation.memberwise import (
+from tinkering.layers.low_rank import (
     Correction,
     grouped_correction,
     layer_noise,
     of_members,
 )
-from tinkering.evaluation.narrow import NarrowConv, is_narrow
-from tinkering.evaluation.placement import Placement
+from tinkering.layers.narrow import NarrowConv, is_narrow
 from tinkering.native.correction import Shape
 from tinkering.noise import Factors
 from tinkering.population import Sigma

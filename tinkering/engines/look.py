@@ -10,11 +10,11 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from tinkering.evaluation.capture import NotCapturedError, capture
-from tinkering.evaluation.fingerprint import fingerprint
-from tinkering.evaluation.graph import Fused, Program
-from tinkering.evaluation.layers import Values, layer
-from tinkering.evaluation.probe import LOCK, probe, tried
+from tinkering.graph.capture import NotCapturedError, capture
+from tinkering.graph.fingerprint import fingerprint
+from tinkering.graph.probe import LOCK, probe, tried
+from tinkering.graph.program import Fused, Program
+from tinkering.layers.centre import Values, layer
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx
 
-from tinkering.evaluation.graph import arguments
-from tinkering.evaluation.member_layers import Tile
-from tinkering.evaluation.memberwise import embedding_noise, of_members
+from tinkering.graph.program import arguments
+from tinkering.layers.low_rank import embedding_noise, of_members
+from tinkering.layers.perturbed import Tile
 
 _aten = torch.ops.aten
 NameOf = Callable[[Any], str | None]

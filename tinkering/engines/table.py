@@ -5,9 +5,9 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 
+from tinkering.engines import factored, sequential, vmapped
+from tinkering.engines.job import Job, Run
 from tinkering.errors import UnsupportedLayerError
-from tinkering.evaluation import factored, sequential, vmapped
-from tinkering.evaluation.job import Job, Run
 from tinkering.noise import Dense
 from tinkering.population import PerturbedPopulation
 

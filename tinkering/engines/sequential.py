@@ -12,11 +12,11 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from tinkering.evaluation.graph import Fused, Program
-from tinkering.evaluation.job import Job, Run, Tiles
-from tinkering.evaluation.layers import Layer, Values, layer
-from tinkering.evaluation.threads import map_in_order
-from tinkering.population.copies import skeleton
+from tinkering.engines.job import Job, Run, Tiles
+from tinkering.engines.thread_pool import map_in_order
+from tinkering.graph.copies import skeleton
+from tinkering.graph.program import Fused, Program
+from tinkering.layers.centre import Layer, Values, layer
 
 
 def prepare(job: Job) -> Run:

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.func import vmap
 
+from tinkering.engines.job import Job, Run, Tiles
 from tinkering.errors import UnsupportedLayerError
-from tinkering.evaluation.job import Job, Run, Tiles
-from tinkering.population.copies import first_line, skeleton
+from tinkering.graph.copies import first_line, skeleton
 
 
 def prepare(job: Job) -> Run:

@@ -7,10 +7,10 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from tinkering.evaluation.graph import Fused, Program, name_of
-from tinkering.evaluation.layers import ConvLayer, Layer, Values, fold, layer
-from tinkering.evaluation.memberwise import Correction, layer_noise
-from tinkering.evaluation.narrow import NarrowConv, is_narrow
+from tinkering.graph.program import Fused, Program, name_of
+from tinkering.layers.centre import ConvLayer, Layer, Values, fold, layer
+from tinkering.layers.low_rank import Correction, layer_noise
+from tinkering.layers.narrow import NarrowConv, is_narrow
 from tinkering.native.correction import Shape
 
 

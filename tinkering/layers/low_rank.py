@@ -20,7 +20,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from tinkering.evaluation.onednn import Geometry, in_plain_layout
+from tinkering.graph.program import in_plain_layout
+from tinkering.layers.onednn import Geometry
 from tinkering.native import correction as native
 from tinkering.native.correction import LayerNoise, Shape
 from tinkering.noise import DenseFactors, Factors, LowRankFactors, SeparableFactors

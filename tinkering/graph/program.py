@@ -19,8 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from tinkering.evaluation.capture import Captured, as_float32
-from tinkering.evaluation.onednn import in_plain_layout
+from tinkering.graph.capture import Captured, as_float32
 
 _aten = torch.ops.aten
 CONVOLUTIONS = (_aten.conv1d.default, _aten.conv2d.default, _aten.conv3d.default)
@@ -318,3 +317,12 @@ def _other_summand(addition: fx.Node, layer: fx.Node) -> fx.Node | None:
         return None
     shapes = [str(tuple(node.meta["val"].shape)) for node in (layer, other)]
     return other if shapes[0] == shapes[1] else None
+
+
+def in_plain_layout(value: Tensor) -> Tensor:
+    """Return a tensor whose numbers lie in the order of its axes, and no other way.
+
+    oneDNN's kernels for channels-last layout go wrong for some geometries, and of one channel
+    or one pixel a tensor can be in both layouts' strides; hence flat in between.
+    """
+    return value.contiguous().flatten().view(value.shape)

@@ -5,24 +5,25 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from tinkering.engines.job import Job, Run
+from tinkering.engines.look import look
+from tinkering.engines.planning import Plan, make_plan
+from tinkering.engines.rating import Fitness, rated
+from tinkering.engines.table import ENGINES, choose
 from tinkering.errors import ArgumentError
-from tinkering.evaluation.arguments import (
+from tinkering.evaluation.batchnorm import Policy, Reference, with_batch_statistics
+from tinkering.evaluation.finite import require_finite, require_finite_rest
+from tinkering.evaluation.fitness import negative_cross_entropy
+from tinkering.evaluation.validation import (
     InDims,
     Options,
     check,
     require_second_image,
     with_reference,
 )
-from tinkering.evaluation.batchnorm import Policy, Reference, with_batch_statistics
-from tinkering.evaluation.engines import ENGINES, choose
-from tinkering.evaluation.finite import require_finite, require_finite_rest
-from tinkering.evaluation.fitness import Fitness, negative_cross_entropy, rated
-from tinkering.evaluation.job import Job, Run
-from tinkering.evaluation.look import look
-from tinkering.evaluation.onednn import bfloat16_is_fast
-from tinkering.evaluation.plan import Plan, make_plan
+from tinkering.layers.onednn import bfloat16_is_fast
 from tinkering.population import Population
-from tinkering.population.required import require_tensor
+from tinkering.required import require_tensor
 
 
 @torch.no_grad()

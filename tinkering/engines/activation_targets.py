@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, fx
 
 from tinkering.errors import UnsupportedLayerError
-from tinkering.evaluation.graph import CONVOLUTIONS, LINEAR, Fused, Program, arguments, name_of
-from tinkering.evaluation.layers import Values, fold
-from tinkering.evaluation.placement import place_images
+from tinkering.graph.batch_axis import place_images
+from tinkering.graph.program import CONVOLUTIONS, LINEAR, Fused, Program, arguments, name_of
+from tinkering.layers.centre import Values, fold
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from tinkering.population.copies import attributes_of
+from tinkering.graph.copies import attributes_of
 
 _PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device)
 

@@ -13,15 +13,15 @@ from typing import Any, NoReturn, Protocol, runtime_checkable
 import torch
 from torch import Tensor, fx
 
+from tinkering.engines.job import Job, Run, Tiles
+from tinkering.engines.thread_pool import map_in_order
 from tinkering.errors import UnsupportedLayerError
-from tinkering.evaluation.capture import has_batch_statistics
-from tinkering.evaluation.graph import CONVOLUTIONS, LINEAR, NORM, Fused, Program, arguments
-from tinkering.evaluation.job import Job, Run, Tiles
-from tinkering.evaluation.layers import Layer, Values, layer
-from tinkering.evaluation.member_layers import MemberLayer, MemberNorm, Names, Tile
-from tinkering.evaluation.member_nodes import NODES, batch_statistics
-from tinkering.evaluation.placement import Placement, place_images
-from tinkering.evaluation.threads import map_in_order
+from tinkering.graph.batch_axis import Placement, place_images
+from tinkering.graph.capture import has_batch_statistics
+from tinkering.graph.program import CONVOLUTIONS, LINEAR, NORM, Fused, Program, arguments
+from tinkering.layers.centre import Layer, Values, layer
+from tinkering.layers.perturbed import MemberLayer, MemberNorm, Names, Tile
+from tinkering.layers.perturbed_operations import NODES, batch_statistics
 from tinkering.noise import Factors
 from tinkering.population import Draw, PerturbedPopulation, Sigma
 

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 import torch
 
+from tinkering.engines import memory
+from tinkering.engines.activation_targets import Target
+from tinkering.engines.planning import images_in_cache
 from tinkering.errors import ArgumentError
-from tinkering.evaluation import memory
-from tinkering.evaluation.graph import Program
-from tinkering.evaluation.layers import Values
-from tinkering.evaluation.output_targets import Target
-from tinkering.evaluation.plan import images_in_cache
+from tinkering.graph.program import Program
+from tinkering.layers.centre import Values
 from tinkering.population.perturbed_outputs import PerturbedOutputs
 
 _MIB = 1 << 20

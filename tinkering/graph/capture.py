@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, fx, nn
 
 from tinkering.errors import UnsupportedLayerError
-from tinkering.evaluation.probe import Probe, probe
-from tinkering.evaluation.tidy import tidy
-from tinkering.population.copies import first_line, skeleton
+from tinkering.graph.copies import first_line, skeleton
+from tinkering.graph.probe import Probe, probe
+from tinkering.graph.tidy import tidy
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 import torch
 
+from tinkering.engines import memory
+from tinkering.engines.job import Job, Tiles
 from tinkering.errors import ArgumentError
-from tinkering.evaluation import memory
-from tinkering.evaluation.job import Job, Tiles
 from tinkering.population import PerturbedPopulation, Population
 
 _CACHE = 2 << 20

@@ -11,11 +11,12 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from tinkering.data import BatchOrder, Dataset, Shifts, Split
+from tinkering.engines.planning import Plan
+from tinkering.engines.rating import Fitness
 from tinkering.errors import ArgumentError
 from tinkering.evaluation.batchnorm import reference_statistics
-from tinkering.evaluation.fitness import Fitness, negative_cross_entropy
-from tinkering.evaluation.forward import evaluate, plan_evaluation
-from tinkering.evaluation.plan import Plan
+from tinkering.evaluation.entry import evaluate, plan_evaluation
+from tinkering.evaluation.fitness import negative_cross_entropy
 from tinkering.population import PerturbedPopulation
 
 _REFERENCE_IMAGES = 128

@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx
 
-from tinkering.evaluation.graph import LINEAR, NORM, Fused, arguments
-from tinkering.evaluation.onednn import FusedConv, Geometry
+from tinkering.graph.program import LINEAR, NORM, Fused, arguments
+from tinkering.layers.onednn import FusedConv, Geometry
 from tinkering.native import correction, folding
 from tinkering.native.correction import Shape
 

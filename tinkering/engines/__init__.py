@@ -1,0 +1,1 @@
+"""Who runs the steps: engines of one contract in one table, their plans, and their threads."""

@@ -1,0 +1,1 @@
+"""What a generation is rated on: the only part that knows both data and evaluation."""
