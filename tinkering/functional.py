@@ -13,10 +13,10 @@ from torch.func import functional_call, vmap
 
 from tinkering.engines import sequential
 from tinkering.engines.job import Job
-from tinkering.engines.look import look
-from tinkering.engines.memory import footprint
+from tinkering.engines.network import look
 from tinkering.engines.planning import make_plan
 from tinkering.errors import ArgumentError
+from tinkering.graph.signature import batch_of, sign, with_members
 from tinkering.population import StackedPopulation
 
 ParamsAndBuffers = tuple[Mapping[str, Tensor], Mapping[str, Tensor]]
@@ -175,38 +175,39 @@ def _through_the_engine(
         return None
     try:
         population = StackedPopulation(*params_and_buffers)
-        batches = x.expand(len(population), *x.shape) if shared else x
-        if len(batches) != len(population) or batches.numel() == 0:
-            return None  # vmap says what is wrong
-        seen = look(model, batches[0])
+        signature, tensors = sign((x,), {})
+        in_dim = None if shared else 0
+        batch = batch_of(with_members(signature, (in_dim,), None), tensors, len(population))
+        network = look(model, signature, batch.of_member(0))
     except ArgumentError:  # vmap says what is wrong
         return None
-    steps = seen.program
-    if steps is None or seen.random or (batches.shape[1] == 1 and not seen.serves_one):
+    steps = network.program
+    if steps is None or network.random or (batch.examples == 1 and not network.serves_one):
         return None
-    if footprint(steps).largest * 4 * batches.shape[:2].numel() < _LARGE:
+    if network.footprint.largest * 4 * batch.members * batch.examples < _LARGE:
         return None
-    if steps.output.meta["val"].dtype != torch.float32:
+    if len(steps.outputs) != 1 or steps.outputs[0].meta["val"].dtype != torch.float32:
         return None
     job = Job(
         model=model,
         source=model,
         population=population,
-        batches=batches,
-        shared=shared,
-        dtype=torch.float32,
-        randomness="same",
+        batch=batch,
+        network=network,
         program=steps,
         not_captured="",
-        random=False,
-        result=seen.result,
+        dtype=torch.float32,
+        randomness="same",
     )
     try:
-        tiles = make_plan(job, "sequential", "explicit members", None, keeps_logits=True).tiles
+        made = make_plan(job, batch, "sequential", "explicit members", None, keeps_outputs=True)
     except ArgumentError:  # no room for a tile; vmap has no budget
         return None
     with torch.no_grad():
-        return torch.cat([logits for _, logits in sequential.prepare(job)(tiles)])
+        run = sequential.prepare(job)
+        logits = torch.cat([results[0] for _, results in run(batch, made.tiles, False)])
+        result: Tensor = network.result.tree.filled([logits])
+        return result
 
 
 def _may_pay(params: Mapping[str, Tensor], x: Tensor, shared: bool) -> bool:

@@ -7,22 +7,32 @@ them as one batch of images, and every layer adds to each image what belongs to 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from functools import partial
-from typing import Any, NoReturn, Protocol, runtime_checkable
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, fx
 
-from tinkering.engines.job import Job, Run, Tiles
+from tinkering.engines.job import Job, Run, Tiles, widened
 from tinkering.engines.thread_pool import map_in_order
 from tinkering.errors import UnsupportedLayerError
 from tinkering.graph.batch_axis import Placement, place_images
 from tinkering.graph.capture import has_batch_statistics
-from tinkering.graph.program import CONVOLUTIONS, LINEAR, NORM, Fused, Program, arguments
+from tinkering.graph.program import (
+    CONVOLUTIONS,
+    LINEAR,
+    NORM,
+    Fused,
+    Program,
+    arguments,
+    name_of,
+)
+from tinkering.graph.runner import Runner
+from tinkering.graph.signature import Batch
 from tinkering.layers.centre import Layer, Values, layer
 from tinkering.layers.perturbed import MemberLayer, MemberNorm, Names, Tile
 from tinkering.layers.perturbed_operations import NODES, batch_statistics
-from tinkering.noise import Factors
 from tinkering.population import Draw, PerturbedPopulation, Sigma
 
 
@@ -33,7 +43,7 @@ class FactoredForward:
         program: the module's steps.
         state: the centre's parameters and buffers by name.
         evolving: names of the parameters that members have noise for.
-        dtype: of the layers; the one that makes the module's output is float32.
+        dtype: of the layers; those that make the module's outputs are float32.
 
     Raises:
         UnsupportedLayerError: an evolving parameter is used in an operation that has no
@@ -47,72 +57,84 @@ class FactoredForward:
         evolving: frozenset[str],
         dtype: torch.dtype,
     ) -> None:
-        self._program = program
-        self._values = program.captured.values(state)
-        binder = _Binder(program, self._values, evolving)
-        self._layers = {
-            step.last.name: binder.layer(
-                step, torch.float32 if program.makes_output(step) else dtype
+        values = program.captured.values(state)
+        binder = _Binder(program, values, evolving)
+        layers = {
+            name_of(step): partial(
+                binder.layer(step, torch.float32 if program.makes_output(step) else dtype),
+                program.may_overwrite_residual(step),
             )
             for step in program.fused
         }
-        self._nodes = {
+        nodes = {
             node.name: call for node in program.plain if (call := binder.node(node)) is not None
         }
+        self._runner = Runner(program, values, layers, nodes)
 
-    def __call__(self, x: Tensor, draw: Draw, sigma: Sigma, images: int) -> Tensor:
-        """Return what some members make of their batches, ``[members, batch, ...]``.
+    def __call__(self, batch: Batch, noise: MembersNoise, images: int) -> list[Tensor]:
+        """Return what some members make of their batches, ``[members, batch, ...]`` each.
 
         Args:
-            x: ``[members, batch, ...]``.
-            draw: the members' noise.
-            sigma: multiplies it; one number, or one a parameter.
-            images: at a time.
+            batch: theirs.
+            noise: theirs.
+            images: examples at a time.
         """
-        members, batch = x.shape[:2]
-        step = max(1, images // batch)
-        kept: dict[object, Any] = {}
+        step = max(1, images // batch.examples)
+        if step >= batch.members and images >= batch.examples:
+            return self._run(batch, noise, slice(0, batch.members))
         rows = []
-        for start in range(0, members, step):
-            some = slice(start, start + step)
-            parts = [
-                self._run(part, draw.rows[some], draw.signs[some], (draw.noise, sigma, kept))
-                for part in torch.split(x[some], images, dim=1)
-            ]
-            rows.append(parts[0] if len(parts) == 1 else torch.cat(parts, 1))
-        return rows[0] if len(rows) == 1 else torch.cat(rows)
+        for start in range(0, batch.members, step):
+            some = slice(start, min(start + step, batch.members))
+            pieces = batch.of_members(some).of_examples(images)
+            parts = [self._run(piece, noise, some) for piece in pieces]
+            rows.append(parts[0] if len(parts) == 1 else _joined(parts, 1))
+        return rows[0] if len(rows) == 1 else _joined(rows, 0)
 
-    def _run(
-        self,
-        x: Tensor,
-        rows: Tensor,
-        signs: Tensor,
-        drawn: tuple[Mapping[str, Factors], Sigma, dict[object, Any]],
-    ) -> Tensor:
-        """Return what members make of ``x``, ``[members, batch, ...]``, as one batch."""
-        batch = x.shape[1]
-        if batch > 1:
-            rows, signs = rows.repeat_interleave(batch), signs.repeat_interleave(batch)
-        noise, sigma, kept = drawn
-        tile = Tile(noise, rows, signs, sigma, batch, kept)
-
-        nodes = {name: _with_tile(call, tile) for name, call in self._nodes.items()}
-        images = x.flatten(0, 1)
-        folded = self._program.run(images, self._values, partial(self._call, tile), nodes)
-        if folded.untyped_storage().data_ptr() == images.untyped_storage().data_ptr():
-            folded = folded.clone()  # a forward may hand its input on, which is the caller's
-        return folded.float().view(-1, batch, *folded.shape[1:])
-
-    def _call(self, tile: Tile, step: Fused, x: Tensor, residual: Tensor | None) -> Tensor:
-        overwrite = self._program.may_overwrite_residual(step)
-        return self._layers[step.last.name](tile, x, residual, overwrite)
+    def _run(self, batch: Batch, noise: MembersNoise, members: slice) -> list[Tensor]:
+        """Return what members make of their examples, run as one batch."""
+        inputs = batch.folded()
+        results = self._runner.run(inputs, noise.tile(members, batch.examples))
+        held = {value.untyped_storage().data_ptr() for value in inputs}
+        shaped = []
+        for result in results:
+            # A forward may hand its input on, which is the caller's.
+            is_own = result.untyped_storage().data_ptr() not in held
+            result = widened(result if is_own else result.clone())
+            shaped.append(result.view(batch.members, batch.examples, *result.shape[1:]))
+        return shaped
 
 
-@runtime_checkable
-class _Call(Protocol):
-    def __call__(
-        self, tile: Tile, x: Tensor, residual: Tensor | None, overwrite: bool
-    ) -> Tensor: ...
+def _joined(parts: list[list[Tensor]], axis: int) -> list[Tensor]:
+    return [torch.cat(each, axis) for each in zip(*parts, strict=True)]
+
+
+class MembersNoise:
+    """The noise of some members as it was drawn, and the tiles that it makes.
+
+    Args:
+        draw: of the members.
+        sigma: multiplies it; one number, or one a parameter.
+    """
+
+    def __init__(self, draw: Draw, sigma: Sigma) -> None:
+        self._draw, self._sigma = draw, sigma
+        self._kept: dict[object, Any] = {}
+        self._tiles: dict[tuple[int, int, int], Tile] = {}
+
+    def tile(self, members: slice, examples: int) -> Tile:
+        """Return the tile of some of the members, each with so many examples."""
+        key = members.start, members.stop, examples
+        if key not in self._tiles:
+            rows, signs = self._draw.rows[members], self._draw.signs[members]
+            if examples > 1:
+                rows, signs = rows.repeat_interleave(examples), signs.repeat_interleave(examples)
+            noise, sigma = self._draw.noise, self._sigma
+            self._tiles[key] = Tile(noise, rows, signs, sigma, examples, self._kept)
+        return self._tiles[key]
+
+
+_Call = Callable[[bool, Tile, Tensor, Tensor | None], Tensor]
+"""``(overwrites the residual, tile, input, residual) -> result`` of a fused step."""
 
 
 class _Binder:
@@ -120,9 +142,7 @@ class _Binder:
 
     def __init__(self, program: Program, values: Values, evolving: frozenset[str]) -> None:
         self._captured = program.captured
-        (self._images,) = (
-            node for node in program.captured.graph.nodes if node.name == program.captured.images
-        )
+        self._images = program.captured.examples
         self._values = values
         self._evolving = evolving
 
@@ -200,7 +220,7 @@ class _Binder:
 
 
 def _shared(
-    layer: Layer, tile: Tile, x: Tensor, residual: Tensor | None, overwrite: bool
+    layer: Layer, overwrite: bool, tile: Tile, x: Tensor, residual: Tensor | None
 ) -> Tensor:
     """Return what a layer makes that has no noise, and so is the same for every tile."""
     del tile
@@ -219,10 +239,6 @@ def _moved(
     return placement.back(call(tile, placement.first(x, len(tile.rows)), *rest, **options))
 
 
-def _with_tile(call: Callable[..., Any], tile: Tile) -> Callable[..., Any]:
-    return lambda *args, **kwargs: call(tile, *args, **kwargs)
-
-
 def prepare(job: Job) -> Run:
     """Return what evaluates the job's members around their centre.
 
@@ -236,42 +252,74 @@ def prepare(job: Job) -> Run:
         raise UnsupportedLayerError(type(job.model).__name__, f"its forward ({job.not_captured})")
     if job.random:
         raise UnsupportedLayerError(type(job.model).__name__, "active dropout")
+    if any(axes.members and not axes.examples for axes in job.batch.signature.axes):
+        raise UnsupportedLayerError(type(job.model).__name__, "an input that has no batch")
     state = job.own | population.params | population.buffers
     forward = FactoredForward(program, state, frozenset(population.params), job.dtype)
-    if program.captured.coupled and _couples_members(forward, population, job.batches):
+    if not job.is_known and _couples_members(job, forward, population):
         raise UnsupportedLayerError(
             type(job.model).__name__, "its forward (the images of a batch are not independent)"
         )
+    return _Factored(forward, population)
 
-    def run(tiles: Tiles) -> Iterator[tuple[slice, Tensor]]:
-        def logits(members: slice) -> Tensor:
-            # Noise is drawn here, by the thread that needs it, while it is in its cache.
-            part = population[members]
-            return forward(job.batches[members], part.draw(), part.sigma, tiles.images)
 
-        portions = list(tiles.of_members(len(population)))
-        yield from zip(portions, map_in_order(logits, portions, tiles.threads), strict=True)
+class _Factored:
+    """Members around their centre, a tile of them at a time."""
 
-    return run
+    def __init__(self, forward: FactoredForward, population: PerturbedPopulation) -> None:
+        self._forward, self._population = forward, population
+        self._kept: dict[tuple[int, int], MembersNoise] = {}
+
+    def __call__(
+        self, batch: Batch, tiles: Tiles, keeps: bool
+    ) -> Iterator[tuple[slice, list[Tensor]]]:
+        portions = list(tiles.of_members(len(self._population)))
+        one = partial(self._portion, batch, tiles.images, keeps)
+        yield from zip(portions, map_in_order(one, portions, tiles.threads), strict=True)
+
+    def _portion(self, batch: Batch, images: int, keeps: bool, members: slice) -> list[Tensor]:
+        # Noise is drawn here, by the thread that needs it, while it is in its cache.
+        key = members.start, members.stop
+        noise = self._kept.get(key)
+        if noise is None:
+            part = self._population[members]
+            noise = MembersNoise(part.draw(), part.sigma)
+            if keeps:
+                self._kept[key] = noise
+        return self._forward(batch.of_members(members), noise, images)
 
 
 @torch.no_grad()
-def _couples_members(
-    forward: FactoredForward, population: PerturbedPopulation, batches: Tensor
-) -> bool:
+def _couples_members(job: Job, forward: FactoredForward, population: PerturbedPopulation) -> bool:
     """Return whether a member's result depends on the members beside it."""
+    if not job.network.coupled:
+        return False
     # Several: with two, an influence on the image two places away would not be seen.
     members = population[:8]
-    x = batches[: len(members), :4]
-    most = x.shape[:2].numel()
-    if x.is_floating_point():  # else numbers with a meaning, such as words
-        x = torch.randn(x.shape, generator=torch.Generator().manual_seed(0)).to(x)
+    few = next(job.batch.of_members(slice(0, len(members))).of_examples(4))
+    generator = torch.Generator().manual_seed(0)
+    drawn = [
+        # Others are numbers with a meaning, such as words.
+        torch.randn(value.shape, generator=generator).to(value)
+        if value.is_floating_point() and axes.examples
+        else value
+        for value, axes in zip(few.tensors, few.signature.axes, strict=True)
+    ]
+    few = replace(few, tensors=tuple(drawn))
+    most = few.members * few.examples
     try:
-        together = forward(x, members.draw(), members.sigma, images=most)
+        together = forward(few, MembersNoise(members.draw(), members.sigma), most)
     except RuntimeError:  # the result is not [images, ...]
         return True
-    each = [members[at : at + 1] for at in range(len(members))]
-    alone = [forward(x[i : i + 1], one.draw(), one.sigma, most) for i, one in enumerate(each)]
+    each = [slice(at, at + 1) for at in range(len(members))]
+    ones = [members[at] for at in each]
+    alone = [
+        forward(few.of_members(at), MembersNoise(one.draw(), one.sigma), most)
+        for at, one in zip(each, ones, strict=True)
+    ]
     # All of them: a running sum has an influence on those that come later alone.
-    expected = torch.cat(alone)
-    return not torch.allclose(together, expected, rtol=1e-3, atol=1e-4, equal_nan=True)
+    expected = _joined(alone, 0)
+    return not all(
+        torch.allclose(result, wanted, rtol=1e-3, atol=1e-4, equal_nan=True)
+        for result, wanted in zip(together, expected, strict=True)
+    )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,34 +12,39 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from tinkering.engines.network import Network
 from tinkering.graph.probe import LOCK
 from tinkering.graph.program import Program
+from tinkering.graph.signature import Batch
 from tinkering.population import Population
 
 
 @dataclass(frozen=True)
 class Job:
-    """A population and the images its members are to see."""
+    """A population, and the kind of inputs that its members are to see."""
 
     model: nn.Module
     """The architecture, with the norm policy's layers."""
     source: nn.Module
     """The architecture that the user gave."""
     population: Population
-    batches: Tensor
-    """``[members, batch, ...]``; a view where the batch is shared."""
-    shared: bool
-    """Whether all members see the same batch."""
-    dtype: torch.dtype
-    randomness: str
+    batch: Batch
+    """Inputs of the kind: what a later call has differs in numbers and in how many examples."""
+    network: Network
+    """What the architecture does with such inputs."""
     program: Program | None
-    """The module's steps; None where it could not be captured."""
+    """Its steps; None where it could not be captured, or not for such a batch."""
     not_captured: str
     """Why not."""
-    random: bool
-    """Whether the forward draws random numbers: active dropout."""
-    result: tuple[int, ...] | None
-    """Shape of what the module makes of one image, where its results are ``[images, ...]``."""
+    dtype: torch.dtype
+    randomness: str
+    is_known: bool = False
+    """Whether another population of the kind was evaluated in the same way before."""
+
+    @property
+    def random(self) -> bool:
+        """Whether the forward draws random numbers: active dropout."""
+        return self.network.random
 
     @cached_property
     def own(self) -> dict[str, Tensor]:
@@ -55,13 +60,15 @@ class Job:
         known = {**params, **buffers}
         return {name: known.get(name, value) for name, value in self.own.items()}
 
-    def called(self, module: nn.Module, state: Mapping[str, Tensor], x: Tensor) -> Tensor:
-        """Return what a copy of the module makes of a batch with a member's state.
+    def called(
+        self, module: nn.Module, state: Mapping[str, Tensor], tensors: Sequence[Tensor]
+    ) -> list[Tensor]:
+        """Return the tensors that a copy of the module makes of a batch with a member's state.
 
         Args:
             module: a `skeleton`, which a forward may assign attributes to.
             state: parameters and buffers by name.
-            x: ``[batch, ...]``.
+            tensors: what the member sees.
         """
         # Copies, since a forward may write into whatever it is given.
         # In a module of float32, what is float64 is so for a reason.
@@ -70,11 +77,15 @@ class Job:
             name: _own(value, torch.float64 if keeps and _is_double(value) else self.dtype)
             for name, value in state.items()
         }
-        result: Tensor = functional_call(module, own, (_own(x, self.dtype),))
-        expected = None if self.result is None else (len(x), *self.result)
-        if expected and result.dim() < len(expected) and result.numel() == math.prod(expected):
-            result = result.reshape(expected)  # `squeeze` took the axis of one image
-        return result.float()
+        signature, known = self.batch.signature, self.network.result
+        args, kwargs = signature.arguments([_own(value, self.dtype) for value in tensors])
+        results = known.tree.tensors(functional_call(module, own, args, kwargs))
+        if known.shapes is not None:
+            pairs = zip(tensors, signature.axes, strict=True)
+            examples = next(len(value) for value, axes in pairs if axes.examples)
+            expected = [(examples, *shape) for shape in known.shapes]
+            results = list(map(_restored, results, expected))
+        return [widened(result) for result in results]
 
     def seeds(self) -> Callable[[int], AbstractContextManager[object]]:
         """Return what seeds PyTorch's generator for a while, by a number.
@@ -94,6 +105,13 @@ def _seeded(number: int) -> Iterator[None]:
     with LOCK, torch.random.fork_rng(devices=[]):
         torch.manual_seed(number)
         yield
+
+
+def _restored(result: Tensor, expected: tuple[int, ...]) -> Tensor:
+    """Return a result with the axis of a single example that ``squeeze`` took away."""
+    if result.dim() < len(expected) and result.numel() == math.prod(expected):
+        return result.reshape(expected)
+    return result
 
 
 def _is_double(value: Tensor) -> bool:
@@ -127,11 +145,17 @@ class Tiles:
             yield slice(start, min(start + self.members, count))
 
 
-Run = Callable[[Tiles], Iterator[tuple[slice, Tensor]]]
-"""What an engine prepares: it yields some members at a time, and their logits
-``[members, batch, classes]`` in float32."""
+Run = Callable[[Batch, Tiles, bool], Iterator[tuple[slice, list[Tensor]]]]
+"""What an engine prepares: ``(batch, tiles, keeps)``. It yields some members at a time, and the
+tensors of what they return, ``[members, batch, ...]`` each, fractions in float32. With `keeps`,
+what it makes of members' weights and noise stays for the next call."""
 
 
 def narrowed(value: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return a tensor of decimal numbers in another dtype, and others as they are."""
+    """Return a tensor of a floating-point dtype in another one, and others as they are."""
     return value.to(dtype) if value.is_floating_point() else value
+
+
+def widened(value: Tensor) -> Tensor:
+    """Return a tensor of a floating-point dtype in float32, and others as they are."""
+    return value.float() if value.is_floating_point() else value

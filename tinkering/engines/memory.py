@@ -1,14 +1,14 @@
-"""How much memory there is, and how much a module's images take."""
+"""How much memory there is, and how much a module's examples take."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
-from weakref import WeakKeyDictionary
 
 from torch import Tensor, fx
 
-from tinkering.graph.program import Fused, Program
+from tinkering.graph.program import CONVOLUTIONS, LINEAR, Fused, Program
 from tinkering.native.free_memory import free_memory
 
 _SHARE = 0.5
@@ -27,7 +27,7 @@ def default_budget() -> int:
 
 @dataclass(frozen=True)
 class Footprint:
-    """What one image takes on its way through a module, with all values as float32."""
+    """What one example takes on its way through a module, with all values as float32."""
 
     peak: int
     """Bytes of the values that are held at a time, at most."""
@@ -35,27 +35,34 @@ class Footprint:
     """Numbers of the largest value: an activation."""
     output: int
     """Bytes of the result."""
-
-
-_footprints: WeakKeyDictionary[Program, Footprint] = WeakKeyDictionary()
+    work: int
+    """Multiplications of its layers."""
 
 
 def footprint(program: Program) -> Footprint:
-    """Return what one image takes; it is kept as long as the program."""
-    if program not in _footprints:
-        made = [step.last if isinstance(step, Fused) else step for step, _ in program.walk()]
-        largest = max(size_of(node) // 4 for node in [_images(program), *made])
-        _footprints[program] = Footprint(_peak(program), largest, size_of(program.output))
-    return _footprints[program]
+    """Return what one example takes."""
+    made = [step.last if isinstance(step, Fused) else step for step, _ in program.walk()]
+    largest = max(size_of(node) // 4 for node in [*program.inputs, *made])
+    output = sum(size_of(node) for node in program.outputs)
+    return Footprint(_peak(program), largest, output, sum(map(work_of, program.fused)))
+
+
+def work_of(step: Fused) -> int:
+    """Return the multiplications of a layer for one example; of a norm alone: none."""
+    if step.layer.target not in (*CONVOLUTIONS, LINEAR):
+        return 0
+    weight = step.layer.args[1].meta["val"]  # type: ignore[union-attr]
+    result = [size for size in step.layer.meta["val"].shape if isinstance(size, int)]
+    return math.prod(result) * int(math.prod(weight.shape[1:]))
 
 
 def _peak(program: Program) -> int:
-    """Return the most bytes that one image's values take at a time.
+    """Return the most bytes that one example's values take at a time.
 
     A step's input may be cast, and its result is built beside what it adds, so these
     count twice.
     """
-    live: dict[str, int] = {program.captured.images: size_of(_images(program))}
+    live: dict[str, int] = {node.name: size_of(node) for node in program.inputs}
     most = 0
     for step, released in program.walk():
         made = step.last if isinstance(step, Fused) else step
@@ -68,18 +75,13 @@ def _peak(program: Program) -> int:
     return max(most, 1)
 
 
-def _images(program: Program) -> fx.Node:
-    nodes: dict[str, fx.Node] = {node.name: node for node in program.captured.graph.nodes}
-    return nodes[program.captured.images]
-
-
 def size_of(node: fx.Node) -> int:
-    """Return the bytes of a value for one image, as float32."""
+    """Return the bytes of a value for one example, as float32."""
     values = node.meta.get("val")
     total = 0
     for value in values if isinstance(values, list | tuple) else [values]:
         if isinstance(value, Tensor):
-            # A number that depends on the images has a hint: that of two, the example.
+            # A number that depends on the examples has a hint: that of two, the example.
             count: Any = value.numel()
             total += 4 * (count.node.hint // 2 if hasattr(count, "node") else count)
     return total

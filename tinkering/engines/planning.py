@@ -9,6 +9,7 @@ import torch
 from tinkering.engines import memory
 from tinkering.engines.job import Job, Tiles
 from tinkering.errors import ArgumentError
+from tinkering.graph.signature import Batch
 from tinkering.population import PerturbedPopulation, Population
 
 _CACHE = 2 << 20
@@ -22,6 +23,8 @@ members' noise is drawn together, as long as it stays in the caches until it is 
 _PORTIONS_A_THREAD = 4
 """At least, where they fill a run: a thread that something else holds up then leaves the rest to
 the others. It follows from the sizes alone, and so do the bits."""
+_LITTLE_WORK = 10_000_000
+"""Multiplications of a call that one thread does before a second one would have begun."""
 _MIB = 1 << 20
 
 
@@ -48,6 +51,8 @@ class Plan:
     """Bytes that the evaluation takes beyond the population, the module and `x`, at most."""
     budget: int
     """Bytes that it may take."""
+    keeps: bool = False
+    """Whether members' noise, or their packed weights, are made once for all calls."""
     notes: tuple[str, ...] = ()
     """What else is worth knowing, such as what could not be made fast."""
 
@@ -62,35 +67,46 @@ class Plan:
         return "\n".join([*lines, *self.notes])
 
 
-def make_plan(job: Job, engine: str, reason: str, budget: int | None, keeps_logits: bool) -> Plan:
+def make_plan(
+    job: Job,
+    batch: Batch,
+    engine: str,
+    reason: str,
+    budget: int | None,
+    keeps_outputs: bool,
+    may_keep: bool = False,
+) -> Plan:
     """Return the plan for a job: tiles that fit the caches and the budget.
 
     Args:
         job: what is to be evaluated.
+        batch: on what.
         engine: which engine does it.
         reason: why this one.
         budget: bytes; None for half of what is free.
-        keeps_logits: whether all members' logits are held in the end.
+        keeps_outputs: whether all members' outputs are held in the end.
+        may_keep: whether what is made of members may stay for the next call.
 
     Raises:
         ArgumentError: (a ``ValueError``) not even the smallest tile fits the budget.
     """
     budget = memory.default_budget() if budget is None else budget
-    members, batch = job.batches.shape[:2]
-    sizes = _Sizes(job, engine, keeps_logits)
+    members, examples = batch.members, batch.examples
+    sizes = _Sizes(job, batch, engine, keeps_outputs)
     whole = engine == "vmapped" or job.program is None or job.random
     whole = whole or (job.program is not None and job.program.captured.coupled)
     images = sizes.images_in_cache()
-    images = max(images, batch) if whole else min(images, members * batch)
-    each = 1 if engine == "sequential" else max(1, images // batch)
+    images = max(images, examples) if whole else min(images, members * examples)
+    each = 1 if engine == "sequential" else max(1, images // examples)
     if engine == "factored":
         each = _power_of_two(max(each, sizes.members_a_draw()))
     alone = engine == "vmapped" or job.random or job.program is None
+    alone = alone or (engine == "factored" and sizes.work() < _LITTLE_WORK)
     threads = 1 if alone else torch.get_num_threads()
-    each = min(each, _portion(members, threads, max(1, images // batch)))
+    each = min(each, _portion(members, threads, max(1, images // examples)))
     tiles = Tiles(each, images, min(threads, -(-members // each)))
     while sizes.needed(tiles) > budget:
-        smaller = _smaller(tiles, batch if whole else 1)
+        smaller = _smaller(tiles, examples if whole else 1)
         if smaller is None:
             raise ArgumentError(
                 "memory",
@@ -100,7 +116,10 @@ def make_plan(job: Job, engine: str, reason: str, budget: int | None, keeps_logi
                 "Give it more, or evaluate in smaller batches." if whole else "",
             )
         tiles = smaller
-    return Plan(engine, reason, tiles, job.dtype, sizes.needed(tiles), budget, _notes(job))
+    needed, kept = sizes.needed(tiles), sizes.kept()
+    keeps = may_keep and needed + kept <= budget
+    needed += kept if keeps else 0
+    return Plan(engine, reason, tiles, job.dtype, needed, budget, keeps, _notes(job))
 
 
 def _portion(members: int, threads: int, run: int) -> int:
@@ -141,24 +160,37 @@ def _power_of_two(most: int) -> int:
 class _Sizes:
     """Bytes of what an evaluation holds."""
 
-    def __init__(self, job: Job, engine: str, keeps_logits: bool) -> None:
+    def __init__(self, job: Job, batch: Batch, engine: str, keeps_outputs: bool) -> None:
         self._engine = engine
         self._dtype = job.dtype
         self._parameters = sum(value.numel() for value in job.own.values())
         # float32, and a copy that is folded, cast and packed
         self._weights = self._parameters * (4 + 2 * job.dtype.itemsize)
-        program = job.program
-        if program is None:
+        members, examples = batch.members, batch.examples
+        self._work = 0
+        if job.program is None:
             # Nothing is known of its values: as many as weights, or some times the input.
-            image = job.batches[0, 0].numel() * 4
+            pairs = zip(batch.tensors, batch.signature.axes, strict=True)
+            count = sum(v.numel() // (members if axes.members else 1) for v, axes in pairs)
+            image = 4 * count // examples
             self._image = max(64 * image, self._weights // 8)
-            self._largest, self._output = 16 * image // 4, image
+            self._largest, self._output = max(1, 16 * image // 4), image
         else:
-            one = memory.footprint(program)
+            one = job.network.footprint
             self._image, self._largest, self._output = one.peak, one.largest, one.output
-        members, batch = job.batches.shape[:2]
-        self._logits = members * batch * self._output if keeps_logits else members * 4
+            self._work = members * examples * one.work
+        self._members = members
+        self._outputs = members * examples * self._output if keeps_outputs else members * 4
         self._noise = _noise_bytes(job.population)
+
+    def work(self) -> int:
+        """Return the multiplications of a call."""
+        return self._work
+
+    def kept(self) -> int:
+        """Return the bytes of what an engine can keep of all members."""
+        # Noise twice: a layer may turn it into the form that it reads.
+        return self._members * (2 * self._noise if self._engine == "factored" else self._weights)
 
     def images_in_cache(self) -> int:
         """Return how many images a tile should have."""
@@ -175,9 +207,9 @@ class _Sizes:
         if self._engine == "factored":
             # Twice: a layer may turn it into the form that it reads.
             noise = 2 * tiles.threads * tiles.members * self._noise
-            return self._logits + self._weights + at_a_time + noise
+            return self._outputs + self._weights + at_a_time + noise
         copies = tiles.members * tiles.threads
-        return self._logits + copies * self._weights + at_a_time
+        return self._outputs + copies * self._weights + at_a_time
 
 
 def _noise_bytes(population: Population) -> int:

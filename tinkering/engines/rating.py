@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import partial
+from typing import Any
 from weakref import WeakSet
 
 import torch
@@ -12,13 +14,15 @@ from torch import Tensor, nn
 
 from tinkering.engines.thread_pool import map_beside
 from tinkering.errors import ArgumentError
+from tinkering.graph.tree import Tree
 from tinkering.required import kind_of, require_tensor
 
-Fitness = Callable[[Tensor, Tensor], Tensor]
-"""``(logits [members, batch, classes], labels [members, batch]) -> [members]``.
+Fitness = Callable[[Any, Any], Tensor]
+"""``(outputs, targets) -> [members]``: trees whose tensors are ``[members, batch, ...]``, such as
+logits ``[members, batch, classes]`` and labels ``[members, batch]``.
 
 It is called on some members at a time, in their order and on one thread, so that nobody holds
-all logits: a member's fitness is a function of its own logits and labels. What ranks or
+all outputs: a member's fitness is a function of its own outputs and targets. What ranks or
 normalises over members belongs behind it, to what `evaluate` returns; strategies do so by
 themselves. The tensors it is given are its own to write to.
 """
@@ -33,102 +37,126 @@ _independent: WeakSet[Fitness] = WeakSet()
 """Functions that rated members, which did differ, alike in other company."""
 
 
-def checked(fitness: Fitness, logits: Tensor, labels: Tensor) -> Tensor:
-    """Return ``fitness(logits, labels)``, which must be a number for every member.
+@dataclass(frozen=True)
+class Targets:
+    """What members are compared with, as a tree."""
 
-    Integers and booleans become float32.
+    tree: Tree
+    tensors: tuple[Tensor, ...]
+    """``[batch, ...]``, or ``[members, batch, ...]`` where each member has its own."""
+    own: tuple[bool, ...]
+    """Of each tensor, whether each member has its own."""
+
+    def of(self, members: slice) -> Any:
+        """Return copies for some members, ``[members, batch, ...]``, that a fitness may write to."""
+        count = members.stop - members.start
+        pairs = zip(self.tensors, self.own, strict=True)
+        return self.tree.filled(
+            [
+                (value[members] if own else value.expand(count, *value.shape)).clone()
+                for value, own in pairs
+            ]
+        )
+
+
+@dataclass(frozen=True)
+class Rater:
+    """A fitness function, with what it needs beside the outputs of members."""
+
+    fitness: Fitness
+    outputs: Callable[[Sequence[Tensor]], Any]
+    """Makes the tree that the module returns of its tensors."""
+    targets: Targets
+
+    def __call__(self, members: slice, tensors: Sequence[Tensor]) -> Tensor:
+        """Return the fitness of some members, which must be one scalar per member.
+
+        Integers and booleans become float32.
+
+        Args:
+            members: which.
+            tensors: of their outputs; the fitness may write to them.
+
+        Raises:
+            ArgumentError: (a ``ValueError``) it is anything else. A mean over the whole
+                population would give every member the same fitness, and nothing would evolve.
+        """
+        if isinstance(self.fitness, nn.Module) or not callable(self.fitness):
+            raise ArgumentError(
+                "fitness",
+                "a function of outputs and targets that returns one scalar per member",
+                kind_of(self.fitness),
+                "A loss of PyTorch averages over members; negative_cross_entropy does not.",
+            )
+        count = members.stop - members.start
+        result = self.fitness(self.outputs(tensors), self.targets.of(members))
+        needed = f"a tensor of shape [members] = [{count}], one scalar per member"
+        require_tensor("fitness", result, needed)
+        if result.shape != (count,):
+            raise ArgumentError(
+                "fitness",
+                needed,
+                f"a tensor of shape {list(result.shape)}",
+                "Average over the examples of a member (dimension 1), not over the members.",
+            )
+        if result.is_complex():
+            raise ArgumentError("fitness", "real numbers", result.dtype)
+        return result if result.is_floating_point() else result.float()
+
+
+Portions = Iterable[tuple[slice, list[Tensor]]]
+"""Members, and the tensors of their outputs, ``[members, batch, ...]`` each, in order."""
+
+
+def rated(rater: Rater, portions: Portions) -> Tensor:
+    """Return the fitness of all members, ``[members]``, from some members' outputs at a time.
 
     Raises:
-        ArgumentError: (a ``ValueError``) it is anything else. A mean over the whole
-            population would give every member the same fitness, and nothing would evolve.
-    """
-    if isinstance(fitness, nn.Module) or not callable(fitness):
-        raise ArgumentError(
-            "fitness",
-            "a function of logits and labels that returns one number a member",
-            kind_of(fitness),
-            "A loss of PyTorch averages over members; negative_cross_entropy does not.",
-        )
-    # Labels of a copy's: a fitness that writes to them must not reach the caller's.
-    result = fitness(logits, labels.clone())
-    needed = f"a tensor of shape [members] = [{len(logits)}], one number a member"
-    require_tensor("fitness", result, needed)
-    if result.shape != logits.shape[:1]:
-        raise ArgumentError(
-            "fitness",
-            needed,
-            f"a tensor of shape {list(result.shape)}",
-            "Average over the images of a member (dimension 1), not over the members.",
-        )
-    if result.is_complex():
-        raise ArgumentError("fitness", "real numbers", result.dtype)
-    return result if result.is_floating_point() else result.float()
-
-
-def rated(fitness: Fitness, portions: Iterable[tuple[slice, Tensor]], labels: Tensor) -> Tensor:
-    """Return the fitness of all members, ``[members]``, from some members' logits at a time.
-
-    Args:
-        fitness: of a member.
-        portions: members and their logits ``[members, batch, classes]``, in order.
-        labels: ``[members, batch]`` of all members.
-
-    Raises:
-        ArgumentError: (a ``ValueError``) as in `checked`; or the fitness of a member depends on
+        ArgumentError: (a ``ValueError``) as the rater does; or the fitness of a member depends on
             who is beside it. A function is asked for that once, by calling it again.
-
-    Example:
-        >>> logits, labels = torch.randn(4, 1, 3), torch.zeros(4, 1, dtype=torch.int64)
-        >>> halves = [(slice(0, 2), logits[:2]), (slice(2, 4), logits[2:])]
-        >>> torch.equal(rated(accuracy, halves, labels), accuracy(logits, labels))
-        True
     """
-    shown: list[Tensor] | None = None if _is_known(fitness) else []
-    rates = map_beside(partial(_rate, fitness, labels), _noted(portions, shown))
+    shown: list[list[Tensor]] | None = None if _is_known(rater.fitness) else []
+    rates = map_beside(partial(_rate, rater), _noted(portions, shown))
     result = torch.cat(list(rates))
     if shown and len(result) > 1:
-        first = torch.cat(shown)
-        require_independent(fitness, first, labels, result[: len(first)])
+        first = [torch.cat(each) for each in zip(*shown, strict=True)]
+        require_independent(rater, first, result[: len(first[0])])
     return result
 
 
-def _noted(
-    portions: Iterable[tuple[slice, Tensor]], shown: list[Tensor] | None
-) -> Iterator[tuple[slice, Tensor]]:
+def _noted(portions: Portions, shown: list[list[Tensor]] | None) -> Portions:
     """Yield the portions, and keep the first members', where they are asked for."""
-    for members, logits in portions:
+    for members, tensors in portions:
         if shown is not None and members.start < _SHOWN:
-            shown.append(logits.clone())  # the fitness may write to what it is given
-        yield members, logits
+            shown.append([value.clone() for value in tensors])  # a fitness may write to its own
+        yield members, tensors
 
 
-def _rate(fitness: Fitness, labels: Tensor, portion: tuple[slice, Tensor]) -> Tensor:
-    members, logits = portion
-    return checked(fitness, logits, labels[members])
+def _rate(rater: Rater, portion: tuple[slice, list[Tensor]]) -> Tensor:
+    return rater(*portion)
 
 
-def require_independent(fitness: Fitness, logits: Tensor, labels: Tensor, result: Tensor) -> None:
+def require_independent(rater: Rater, tensors: list[Tensor], result: Tensor) -> None:
     """Refuse a fitness whose value for a member depends on the members beside it.
 
     Args:
-        fitness: of a member.
-        logits: ``[members, batch, classes]`` of the first members, at least two.
-        labels: ``[members, batch]`` of these at least.
+        rater: of a member.
+        tensors: of the outputs of the first members, at least two.
         result: what the fitness made of them, together or some at a time.
 
     Raises:
         ArgumentError: (a ``ValueError``) it does.
     """
-    count = len(logits)
+    count = len(tensors[0])
     few = min(_COMPARED, (count + 1) // 2)
 
-    again = partial(_again, fitness, logits, labels[:count])
+    again = partial(_again, rater, tensors)
     # Of the first, of the last (a maximum, say, is in one part alone), and of both together.
     parts = [slice(0, few), slice(count - few, count), slice(0, min(count, 2 * few))]
     spread = _spread(result)
     if all(_alike(again(part), result[part], spread) for part in parts):
-        if spread and _spread(logits):  # members that are all alike say nothing
-            _remember(fitness)
+        if spread and any(map(_spread, tensors)):  # members that are all alike say nothing
+            _remember(rater.fitness)
         return
     first = again(parts[0])
     if not all(_alike(again(parts[0]), first, spread) for _ in range(_REPEATS)):
@@ -141,8 +169,8 @@ def require_independent(fitness: Fitness, logits: Tensor, labels: Tensor, result
     )
 
 
-def _again(fitness: Fitness, logits: Tensor, labels: Tensor, part: slice) -> Tensor:
-    return checked(fitness, logits[part].clone(), labels[part])
+def _again(rater: Rater, tensors: list[Tensor], part: slice) -> Tensor:
+    return rater(part, [value[part].clone() for value in tensors])
 
 
 def _is_known(fitness: Fitness) -> bool:
@@ -159,7 +187,7 @@ def _remember(fitness: Fitness) -> None:
 
 def _spread(values: Tensor) -> float:
     """Return how far apart the finite ones of some values are."""
-    finite = values[torch.isfinite(values)]
+    finite = values[torch.isfinite(values)].double()
     return float(finite.max() - finite.min()) if len(finite) else 0.0
 
 

@@ -12,36 +12,60 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from tinkering.engines.job import Job, Run, Tiles
+from tinkering.engines.job import Job, Run, Tiles, widened
 from tinkering.engines.thread_pool import map_in_order
 from tinkering.graph.copies import skeleton
-from tinkering.graph.program import Fused, Program
+from tinkering.graph.program import Fused, Program, name_of
+from tinkering.graph.runner import Runner
+from tinkering.graph.signature import Batch
 from tinkering.layers.centre import Layer, Values, layer
 
 
 def prepare(job: Job) -> Run:
     """Return what evaluates the job's members one after the other."""
-
-    def run(tiles: Tiles) -> Iterator[tuple[slice, Tensor]]:
-        members = range(len(job.population))
-        program = job.program
-        if job.random or program is None:
-            logits = _unfused(job)
-        else:
-            fused = partial(_fused, job, program, tiles.images)
-            logits = map_in_order(fused, members, tiles.threads)
-        for index, result in zip(members, logits, strict=True):
-            yield slice(index, index + 1), result.unsqueeze(0)
-
-    return run
+    if job.random or job.program is None:
+        return partial(_unfused, job)
+    return _Fused(job, job.program)
 
 
-def _fused(job: Job, program: Program, images: int, index: int) -> Tensor:
-    """Return a member's logits through its fused steps, some images at a time."""
-    values = program.captured.values(job.state(index))
-    layers = _Layers(program, values, job.dtype)
-    parts = torch.split(job.batches[index], images)
-    return torch.cat([program.run(part, values, layers).float() for part in parts])
+class _Fused:
+    """Members through a module's fused steps."""
+
+    def __init__(self, job: Job, program: Program) -> None:
+        self._job, self._program = job, program
+        self._kept: dict[int, Runner] = {}
+
+    def __call__(
+        self, batch: Batch, tiles: Tiles, keeps: bool
+    ) -> Iterator[tuple[slice, list[Tensor]]]:
+        members = range(len(self._job.population))
+        one = partial(self._member, batch, tiles.images, keeps)
+        for index, results in zip(members, map_in_order(one, members, tiles.threads), strict=True):
+            yield slice(index, index + 1), [result.unsqueeze(0) for result in results]
+
+    def _member(self, batch: Batch, images: int, keeps: bool, index: int) -> list[Tensor]:
+        """Return what a member returns, some examples at a time."""
+        runner = self._kept.get(index) or self._runner(index)
+        if keeps:
+            self._kept[index] = runner
+        one = batch.of_members(slice(index, index + 1))
+        parts = [runner.run(part.folded()) for part in one.of_examples(images)]
+        if len(parts) == 1:
+            return [_apart(result, batch) for result in parts[0]]
+        return [torch.cat(list(map(widened, results))) for results in zip(*parts, strict=True)]
+
+    def _runner(self, index: int) -> Runner:
+        values = self._program.captured.values(self._job.state(index))
+        layers = _Layers(self._program, values, self._job.dtype)
+        fused = {name_of(step): partial(layers, step) for step in self._program.fused}
+        return Runner(self._program, values, fused)
+
+
+def _apart(result: Tensor, batch: Batch) -> Tensor:
+    """Return a result in memory of its own: a forward may hand its input on."""
+    result = widened(result)
+    held = {value.untyped_storage().data_ptr() for value in batch.tensors}
+    return result.clone() if result.untyped_storage().data_ptr() in held else result
 
 
 class _Layers:
@@ -51,21 +75,25 @@ class _Layers:
         self._program, self._values, self._dtype = program, values, dtype
         self._made: dict[Fused, Layer] = {}
 
-    def __call__(self, step: Fused, x: Tensor, residual: Tensor | None) -> Tensor:
+    def __call__(self, step: Fused, tile: object, x: Tensor, residual: Tensor | None) -> Tensor:
+        del tile
         if step not in self._made:
             dtype = torch.float32 if self._program.makes_output(step) else self._dtype
             self._made[step] = layer(step, self._values, dtype)
         return self._made[step](x, residual, self._program.may_overwrite_residual(step))
 
 
-def _unfused(job: Job) -> Iterator[Tensor]:
-    """Yield members' logits through the module itself, one member after the other.
+def _unfused(
+    job: Job, batch: Batch, tiles: Tiles, keeps: bool
+) -> Iterator[tuple[slice, list[Tensor]]]:
+    """Yield what members return through the module itself, one member after the other.
 
     Where the forward draws random numbers, a member's are a function of its index, so they do
     not depend on who was evaluated before; "same" gives every member those of member 0.
     """
+    del tiles, keeps
     module, seeded = skeleton(job.model), job.seeds()
     for index in range(len(job.population)):
         with seeded(index if job.randomness == "different" else 0), torch.no_grad():
-            logits = job.called(module, job.state(index), job.batches[index])
-        yield logits
+            results = job.called(module, job.state(index), batch.of_member(index))
+        yield slice(index, index + 1), [result.unsqueeze(0) for result in results]

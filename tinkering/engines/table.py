@@ -24,7 +24,7 @@ _FEW_IMAGES = 8
 
 def choose(job: Job) -> tuple[str, str, Run]:
     """Return the engine for a job, why it is this one, and the job prepared."""
-    images = job.batches.shape[1]
+    images = job.batch.examples
     if not isinstance(job.population, PerturbedPopulation):
         return "sequential", "every member has weights of its own", sequential.prepare(job)
     if isinstance(job.population.noise, Dense) and images >= _FEW_IMAGES:
@@ -37,6 +37,6 @@ def choose(job: Job) -> tuple[str, str, Run]:
         run = factored.prepare(job)
     except UnsupportedLayerError as error:
         reason = f"members share a centre, but {error}"
-        warnings.warn(f"{reason} Members are evaluated one after the other.", stacklevel=5)
+        warnings.warn(f"{reason} Members are evaluated one after the other.", stacklevel=6)
         return "sequential", reason, sequential.prepare(job)
     return "factored", "members share a centre, so one pass serves many of them", run

@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cache, partial
 from typing import TypeVar
@@ -56,10 +56,29 @@ def map_in_order(
     if getattr(_here, "is_of_a_pool", False):
         yield from map(partial(_without_gradients, function), items)
         return
+    if isinstance(items, Sequence) and len(items) == 1:
+        with _starting:
+            keep_freed_memory()
+        yield _with_one_thread(function, items[0])
+        return
     with _starting:
         keep_freed_memory()
         pool = _pool(threads)
     yield from _mapped(pool, threads, function, items)
+
+
+def _with_one_thread(function: Callable[[Item], Result], item: Item) -> Result:
+    """Return what a thread of a pool would, without the way there and back.
+
+    A call of a small network takes less than that, and less than a second thread inside
+    operations takes to begin.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)  # of this thread
+    try:
+        return _without_gradients(function, item)
+    finally:
+        torch.set_num_threads(before)
 
 
 def map_beside(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:

@@ -3,69 +3,84 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.func import vmap
 
 from tinkering.engines.job import Job, Run, Tiles
 from tinkering.errors import UnsupportedLayerError
 from tinkering.graph.copies import first_line, skeleton
+from tinkering.graph.signature import Batch
 
 
 def prepare(job: Job) -> Run:
     """Return what evaluates the job's members stacked, some at a time."""
-    in_dims = (0, None) if job.shared else (0, 0)
-    module = skeleton(job.model)
-    forward = vmap(partial(job.called, module), in_dims=in_dims, randomness=job.randomness)
+    return _Vmapped(job)
 
-    def run(tiles: Tiles) -> Iterator[tuple[slice, Tensor]]:
-        seeded = job.seeds()
+
+class _Vmapped:
+    """Members through ``vmap``."""
+
+    def __init__(self, job: Job) -> None:
+        axes = [0 if axes.members else None for axes in job.batch.signature.axes]
+        self._job, self._module = job, skeleton(job.model)
+        self._forward = vmap(
+            partial(job.called, self._module), in_dims=(0, axes), randomness=job.randomness
+        )
+        self._kept: dict[int, dict[str, Tensor]] = {}
+
+    def __call__(
+        self, batch: Batch, tiles: Tiles, keeps: bool
+    ) -> Iterator[tuple[slice, list[Tensor]]]:
+        job, seeded = self._job, self._job.seeds()
         for members in tiles.of_members(len(job.population)):
-            states = [job.state(index) for index in range(members.start, members.stop)]
-            stacked = {name: torch.stack([state[name] for state in states]) for name in states[0]}
-            x = job.batches[0] if job.shared else job.batches[members]
+            stacked = self._kept.get(members.start) or self._stacked(members)
+            if keeps:
+                self._kept[members.start] = stacked
             # With "same", every tile draws what the first one drew.
             number = 0 if job.randomness == "same" else members.start
             with seeded(number):
-                logits = _called(forward, module, stacked, x)
+                results = self._called(stacked, batch.of_members(members))
             if members.start == 0 and not job.random:
-                _require_alike(job, module, states[-1], members.stop - 1, logits[-1])
-            yield members, logits
+                last = len(results[0]) - 1
+                state = {name: value[last] for name, value in stacked.items()}
+                self._require_alike(state, batch.of_member(last), [each[last] for each in results])
+            yield members, results
 
-    return run
+    def _stacked(self, members: slice) -> dict[str, Tensor]:
+        states = [self._job.state(index) for index in range(members.start, members.stop)]
+        return {name: torch.stack([state[name] for state in states]) for name in states[0]}
 
+    def _require_alike(
+        self, state: dict[str, Tensor], tensors: list[Tensor], results: list[Tensor]
+    ) -> None:
+        """Refuse a forward of which vmap makes something else than the module does, silently."""
+        with torch.no_grad():
+            exact = replace(self._job, dtype=torch.float32)
+            alone = exact.called(self._module, state, tensors)
+        tolerance = 1e-3 if self._job.dtype == torch.float32 else 0.3
+        for result, expected in zip(results, alone, strict=True):
+            scale = float(expected.float().nan_to_num(0, 0, 0).abs().max())
+            close = partial(torch.allclose, rtol=0, atol=tolerance * scale, equal_nan=True)
+            if not close(result.float(), expected.float()):
+                name, operation = (
+                    type(self._job.model).__name__,
+                    "its forward under torch.func.vmap",
+                )
+                raise UnsupportedLayerError(name, f"{operation} (it gives other numbers)")
 
-def _require_alike(
-    job: Job, module: nn.Module, state: dict[str, Tensor], index: int, result: Tensor
-) -> None:
-    """Refuse a forward of which vmap makes something else than the module does, silently."""
-    with torch.no_grad():
-        exact = replace(job, dtype=torch.float32)
-        alone = exact.called(module, state, job.batches[index])
-    tolerance = 1e-3 if job.dtype == torch.float32 else 0.3
-    scale = float(alone.nan_to_num(0, 0, 0).abs().max())
-    if not torch.allclose(result, alone, rtol=0, atol=tolerance * scale, equal_nan=True):
-        name, operation = type(job.model).__name__, "its forward under torch.func.vmap"
-        raise UnsupportedLayerError(name, f"{operation} (it gives other numbers)")
-
-
-def _called(
-    forward: Callable[[dict[str, Tensor], Tensor], Tensor],
-    model: nn.Module,
-    stacked: dict[str, Tensor],
-    x: Tensor,
-) -> Tensor:
-    with warnings.catch_warnings(), torch.no_grad():
-        # Nobody takes this engine for its speed.
-        warnings.filterwarnings("ignore", "There is a performance drop")
-        try:
-            return forward(stacked, x)
-        except (RuntimeError, ValueError) as error:
-            # What the module does by itself has been tried before: this is vmap's.
-            name = type(model).__name__
-            operation = f"its forward under torch.func.vmap ({first_line(error)})"
-            raise UnsupportedLayerError(name, operation) from error
+    def _called(self, stacked: dict[str, Tensor], batch: Batch) -> list[Tensor]:
+        with warnings.catch_warnings(), torch.no_grad():
+            # Nobody takes this engine for its speed.
+            warnings.filterwarnings("ignore", "There is a performance drop")
+            try:
+                return self._forward(stacked, list(batch.tensors))
+            except (RuntimeError, ValueError) as error:
+                # What the module does by itself has been tried before: this is vmap's.
+                name = type(self._job.model).__name__
+                operation = f"its forward under torch.func.vmap ({first_line(error)})"
+                raise UnsupportedLayerError(name, operation) from error

@@ -24,20 +24,15 @@ scale that is the same for all members, norm and convolution become one operatio
 from __future__ import annotations
 
 import copy
-from collections.abc import Hashable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from tinkering.errors import ArgumentError
-from tinkering.graph.copies import skeleton
-from tinkering.graph.fingerprint import fingerprint
 from tinkering.required import require_tensor
-
-_without_statistics: WeakKeyDictionary[nn.Module, tuple[Hashable, nn.Module]] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True)
@@ -71,23 +66,6 @@ def norms_in_train_mode(model: nn.Module) -> list[str]:
         and layer.training
         and layer.track_running_stats
     ]
-
-
-def with_batch_statistics(model: nn.Module) -> nn.Module:
-    """Return a copy of the module whose BatchNorm layers use the batch they see, and keep nothing.
-
-    The copy is kept as long as the module is as it was; its parameters are the module's.
-    """
-    now = fingerprint(model)
-    kept = _without_statistics.get(model)
-    if kept is None or kept[0] != now:
-        module = skeleton(model)
-        for layer in module.modules():
-            if isinstance(layer, nn.modules.batchnorm._BatchNorm):
-                layer.track_running_stats = False
-                layer.running_mean = layer.running_var = layer.num_batches_tracked = None
-        _without_statistics[model] = kept = now, module
-    return kept[1]
 
 
 def norm_scales(model: nn.Module) -> set[str]:

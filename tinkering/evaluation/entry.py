@@ -1,62 +1,62 @@
-"""The door to evaluation: checks the arguments, makes the plan, hands over to an engine."""
+"""The public entry for a single call: binds, and calls once."""
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor, nn
+from collections.abc import Mapping
+from typing import Any
 
-from tinkering.engines.job import Job, Run
-from tinkering.engines.look import look
-from tinkering.engines.planning import Plan, make_plan
-from tinkering.engines.rating import Fitness, rated
-from tinkering.engines.table import ENGINES, choose
-from tinkering.errors import ArgumentError
-from tinkering.evaluation.batchnorm import Policy, Reference, with_batch_statistics
-from tinkering.evaluation.finite import require_finite, require_finite_rest
+import torch
+from torch import nn
+
+from tinkering.engines.evaluation import Evaluation
+from tinkering.engines.planning import Plan
+from tinkering.engines.rating import Fitness
+from tinkering.evaluation.batchnorm import Policy
+from tinkering.evaluation.bound import Bound, bound_to
+from tinkering.evaluation.fit import require_kinds
 from tinkering.evaluation.fitness import negative_cross_entropy
-from tinkering.evaluation.validation import (
-    InDims,
-    Options,
-    check,
-    require_second_image,
-    with_reference,
-)
+from tinkering.evaluation.validation import Options, signed
+from tinkering.graph.signature import InDims
 from tinkering.layers.onednn import bfloat16_is_fast
 from tinkering.population import Population
-from tinkering.required import require_tensor
 
 
-@torch.no_grad()
 def forward(
     model: nn.Module,
     population: Population,
-    x: Tensor,
+    inputs: Any,
     in_dims: InDims = (0, None),
     dtype: torch.dtype = torch.float32,
     *,
+    kwargs: Mapping[str, Any] | None = None,
+    kwargs_in_dims: Any = None,
     engine: str = "auto",
     norm: Policy = "running",
     randomness: str = "error",
     memory: int | None = None,
-) -> Tensor:
-    """Return the logits of every member, ``[members, batch, classes]``, in float32.
+) -> Any:
+    """Return what every member returns: the module's outputs with a leading ``[members]``.
+
+    For more than one call of a population, `bind` it.
 
     Args:
         model: the architecture; parameters that the population does not have are its own.
         population: the members.
-        x: ``[batch, ...]``, handed to every member, with `in_dims` ``(0, None)``;
-            ``[members, batch, ...]``, a batch for each, with ``(0, 0)``.
-        in_dims: ``(0, None)`` or ``(0, 0)``, as in ``torch.vmap``.
+        inputs: what the module is called with: a tuple of positional arguments, or the only one;
+            ``[batch, ...]`` handed to every member, or ``[members, batch, ...]``, see `in_dims`.
+        in_dims: of the population and of `inputs`, as in ``torch.vmap``: ``(0, None)``,
+            ``(0, 0)``, or a tree for the inputs, ``(0, (None, 0))``.
         dtype: of the computation: float32 or bfloat16; `fastest_dtype` knows what pays here.
-            Where layers are fused, the one whose result is the module's stays float32.
-        engine: ``"factored"``, ``"sequential"``, ``"vmapped"``, or ``"auto"`` for the fastest
-            that can do it; `plan` says which, and why.
-        norm: which statistics BatchNorm layers use: ``"running"``, ``"batch"`` (each member's
-            batch) or a `Reference` (the centre's on some images).
-        randomness: what active dropout draws: ``"same"`` or ``"different"`` numbers for the
-            members; with ``"error"`` it is refused.
-        memory: bytes that may be used beside the population and the result; half of what is
-            free by default.
+            Where layers are fused, those whose result is the module's stay float32.
+        kwargs: keyword arguments of the module.
+        kwargs_in_dims: of those, as in `bind`.
+        engine: as in `bind`.
+        norm: as in `bind`.
+        randomness: as in `bind`.
+        memory: as in `bind`.
+
+    Returns:
+        The tree that the module returns; fractions in float32.
 
     Raises:
         ArgumentError: (a ``ValueError``) one of these cannot be used; or a member's weights
@@ -70,38 +70,47 @@ def forward(
         >>> forward(model, population, torch.zeros(5, 8)).shape
         torch.Size([6, 5, 4])
     """
-    options = Options(in_dims, dtype, engine, norm, randomness, memory)
-    plan, run, _ = _planned(model, population, x, options, keeps_logits=True)
-    return torch.cat([logits for _, logits in run(plan.tiles)])
+    options = Options(dtype, engine, norm, randomness, memory)
+    bound = _bound(model, population, inputs, in_dims, kwargs, kwargs_in_dims, options)
+    args = inputs if isinstance(inputs, tuple) else (inputs,)
+    return bound(*args, **(kwargs or {}))
 
 
-@torch.no_grad()
 def evaluate(
     model: nn.Module,
     population: Population,
-    x: Tensor,
-    y: Tensor,
+    inputs: Any,
+    targets: Any,
     fitness: Fitness = negative_cross_entropy,
     in_dims: InDims = (0, None),
     dtype: torch.dtype = torch.float32,
     *,
+    kwargs: Mapping[str, Any] | None = None,
+    kwargs_in_dims: Any = None,
+    targets_in_dims: Any = "inputs",
     engine: str = "auto",
     norm: Policy = "running",
     randomness: str = "error",
     memory: int | None = None,
     planned: Plan | None = None,
-) -> Tensor:
-    """Return the fitness of every member, ``[members]``; never holds all logits.
+) -> Evaluation:
+    """Return what every member is worth; never holds all outputs.
 
     Args:
         model: the architecture.
         population: the members.
-        x: as in `forward`.
-        y: labels, ``[batch]`` with `in_dims` ``(0, None)``, ``[members, batch]`` with ``(0, 0)``.
-        fitness: ``(logits [members, batch, classes], labels [members, batch]) -> [members]``.
-            It is called on some members at a time, so it rates each by itself.
-        in_dims: ``(0, None)`` or ``(0, 0)``, as in ``torch.vmap``.
+        inputs: as in `forward`.
+        targets: what outputs are compared with, any tree of tensors: ``[batch, ...]``, or
+            ``[members, batch, ...]`` where members have inputs of their own.
+        fitness: ``(outputs, targets) -> [members]``, trees whose tensors are
+            ``[members, batch, ...]``. It is called on some members at a time, so it rates each by
+            itself.
+        in_dims: as in `forward`.
         dtype: of the computation; the fitness function is given float32.
+        kwargs: as in `forward`.
+        kwargs_in_dims: as in `forward`.
+        targets_in_dims: 0 where each member has targets of its own, None where all share them, or
+            a tree of these; as the inputs by default.
         engine: as in `forward`.
         norm: as in `forward`.
         randomness: as in `forward`.
@@ -111,8 +120,8 @@ def evaluate(
             Decided here by default.
 
     Raises:
-        ArgumentError: (a ``ValueError``) as in `forward`; or labels that do not fit `x`; or
-            a fitness that is not one number a member, or not the member's alone.
+        ArgumentError: (a ``ValueError``) as in `forward`; or targets that do not fit the inputs;
+            or a fitness that is not one scalar per member, or not the member's alone.
         UnsupportedLayerError: as in `forward`.
 
     Example:
@@ -120,33 +129,32 @@ def evaluate(
         >>> model = nn.Linear(8, 4)
         >>> population = PerturbedPopulation(model, size=6, sigma=0.1)
         >>> x, y = torch.zeros(5, 8), torch.zeros(5, dtype=torch.long)
-        >>> evaluate(model, population, x, y).shape
+        >>> evaluate(model, population, x, y).fitness.shape
         torch.Size([6])
     """
     if planned is not None:
         engine = planned.engine
-    options = Options(in_dims, dtype, engine, norm, randomness, memory)
-    made, run, job = _planned(model, population, x, options, keeps_logits=False)
-    tiles = (planned or made).tiles
-    require_tensor("y", y)
-    labels = y.expand(len(population), -1) if job.shared and y.dim() == 1 else y
-    if labels.shape != job.batches.shape[:2]:
-        raise ArgumentError(
-            "y",
-            f"a label for every image of x, {list(x.shape[: 1 if job.shared else 2])}",
-            list(y.shape),
-        )
-    return rated(fitness, run(tiles), labels)
+    options = Options(dtype, engine, norm, randomness, memory)
+    bound = _bound(model, population, inputs, in_dims, kwargs, kwargs_in_dims, options)
+    return bound.evaluate(
+        inputs,
+        targets,
+        fitness,
+        kwargs=kwargs,
+        targets_in_dims=targets_in_dims,
+        planned=planned,
+    )
 
 
-@torch.no_grad()
 def plan(
     model: nn.Module,
     population: Population,
-    x: Tensor,
+    inputs: Any,
     in_dims: InDims = (0, None),
     dtype: torch.dtype = torch.float32,
     *,
+    kwargs: Mapping[str, Any] | None = None,
+    kwargs_in_dims: Any = None,
     engine: str = "auto",
     norm: Policy = "running",
     randomness: str = "error",
@@ -163,25 +171,25 @@ def plan(
         >>> plan(model, population, torch.zeros(5, 8)).reason
         'members share a centre, so one pass serves many of them'
     """
-    options = Options(in_dims, dtype, engine, norm, randomness, memory)
-    return _planned(model, population, x, options, keeps_logits=True)[0]
+    options = Options(dtype, engine, norm, randomness, memory)
+    return _bound(model, population, inputs, in_dims, kwargs, kwargs_in_dims, options).plan
 
 
 def plan_evaluation(
     model: nn.Module,
     population: Population,
-    x: Tensor,
+    inputs: Any,
     in_dims: InDims = (0, None),
     dtype: torch.dtype = torch.float32,
     *,
     memory: int | None = None,
 ) -> Plan:
-    """Return how `evaluate` would evaluate this: it holds a number a member, and no logits.
+    """Return how `evaluate` would evaluate this: it holds a number a member, and no outputs.
 
     The arguments and the errors are those of `evaluate`.
     """
-    options = Options(in_dims, dtype, "auto", "running", "error", memory)
-    return _planned(model, population, x, options, keeps_logits=False)[0]
+    options = Options(dtype, "auto", "running", "error", memory)
+    return _bound(model, population, inputs, in_dims, None, None, options).evaluation_plan
 
 
 def fastest_dtype() -> torch.dtype:
@@ -197,48 +205,17 @@ def fastest_dtype() -> torch.dtype:
     return torch.bfloat16 if bfloat16_is_fast() else torch.float32
 
 
-def _planned(
-    model: nn.Module, population: Population, x: Tensor, options: Options, keeps_logits: bool
-) -> tuple[Plan, Run, Job]:
-    """Return the plan, the prepared engine and the job, after checking the arguments."""
-    check(model, population, x, options)
-    structure = model
-    if isinstance(options.norm, Reference):
-        population = with_reference(model, population, options.norm)
-    elif options.norm == "batch":
-        structure = with_batch_statistics(model)
-    require_finite(population)
-    require_finite_rest(model, (name for name, _ in structure.named_buffers()), population)
-    shared = options.in_dims == (0, None)
-    batches = x.expand(len(population), *x.shape) if shared else x
-    seen = look(structure, batches[0])
-    steps, not_captured = seen.program, seen.reason
-    if batches.shape[1] == 1 and seen.coupled:
-        require_second_image(structure, batches[0])
-        if steps is not None and not seen.serves_one:
-            steps, not_captured = None, "an image alone is computed in another way"
-    if seen.random and options.randomness == "error":
-        raise ArgumentError(
-            "randomness",
-            '"same" or "different", because the module has active dropout',
-            '"error"',
-            "For no dropout call model.eval().",
-        )
-    job = Job(
-        model=structure,
-        source=model,
-        population=population,
-        batches=batches,
-        shared=shared,
-        dtype=options.dtype,
-        randomness=options.randomness,
-        program=steps,
-        not_captured=not_captured,
-        random=seen.random,
-        result=seen.result,
-    )
-    if options.engine == "auto":
-        name, reason, run = choose(job)
-    else:
-        name, reason, run = options.engine, "asked for", ENGINES[options.engine](job)
-    return make_plan(job, name, reason, options.memory, keeps_logits), run, job
+@torch.no_grad()
+def _bound(
+    model: nn.Module,
+    population: Population,
+    inputs: Any,
+    in_dims: InDims,
+    kwargs: Mapping[str, Any] | None,
+    kwargs_in_dims: Any,
+    options: Options,
+) -> Bound:
+    """Return the population bound for a single call."""
+    require_kinds(model, population)
+    signature, tensors = signed(inputs, kwargs, in_dims, kwargs_in_dims, "inputs")
+    return bound_to(model, population, signature, tensors, options, may_keep=False)

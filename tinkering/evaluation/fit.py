@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from tinkering.errors import ArgumentError
+from tinkering.graph.signature import Batch
 from tinkering.population import ParamsAndBuffers, PerturbedPopulation, Population
 from tinkering.required import kind_of
 
@@ -78,15 +79,17 @@ def require_state_fits(
                 raise ArgumentError("population", needed, list(value.shape))
 
 
-def require_device(population: Population, x: Tensor) -> None:
-    """Refuse images on another device than the members'.
+def require_device(population: Population, batch: Batch) -> None:
+    """Refuse inputs on another device than the members'.
 
     Raises:
         ArgumentError: (a ``ValueError``) they are.
     """
-    for value in _member(population)[0].values():
-        if x.device != value.device:
-            raise ArgumentError("x", f"a tensor on {value.device}, as the population's", x.device)
+    value = next(iter(_member(population)[0].values()), None)
+    for at, given in enumerate(batch.tensors):
+        if value is not None and given.device != value.device:
+            label, needed = batch.signature.tree.names()[at], f"a tensor on {value.device}"
+            raise ArgumentError(label, f"{needed}, as the population's", given.device)
 
 
 def _member(population: Population) -> ParamsAndBuffers:

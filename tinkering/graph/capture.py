@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch import Tensor, fx, nn
 from tinkering.errors import UnsupportedLayerError
 from tinkering.graph.copies import first_line, skeleton
 from tinkering.graph.probe import Probe, probe
+from tinkering.graph.signature import Signature
 from tinkering.graph.tidy import tidy
 
 
@@ -21,8 +22,10 @@ class Captured:
     """A module's operations, at the level of ``torch.ops.aten``."""
 
     graph: fx.Graph
-    images: str
-    """Name of the placeholder of the images."""
+    inputs: tuple[str, ...]
+    """Names of the placeholders of the tensors that the module is called with."""
+    batched: frozenset[str]
+    """Those of them that have an axis of examples, the first."""
     parameters: dict[str, str]
     """Name of the parameter that stands behind a placeholder, by the placeholder's name."""
     buffers: dict[str, str]
@@ -30,12 +33,18 @@ class Captured:
     constants: dict[str, Tensor]
     """The tensor behind a placeholder that is neither, by the placeholder's name."""
     coupled: bool
-    """Whether an image's result depends on the images beside it."""
+    """Whether an example's result depends on the examples beside it."""
     random: bool
     """Whether the forward draws random numbers."""
 
+    @property
+    def examples(self) -> fx.Node:
+        """A placeholder that has an axis of examples."""
+        nodes: list[fx.Node] = [n for n in self.graph.nodes if n.name in self.batched]
+        return nodes[0]
+
     def values(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return the tensor behind every placeholder but the images', decimals as float32.
+        """Return the tensor behind every placeholder but the inputs', fractions as float32.
 
         Args:
             state: parameters and buffers by name.
@@ -63,32 +72,46 @@ class NotCapturedError(UnsupportedLayerError):
         return f"{name}: its forward is no graph of operations ({reason})."
 
 
-def capture(model: nn.Module, x: Tensor, found: Probe | None = None) -> Captured:
-    """Return the operations of ``model(x)``, for any number of images.
+def capture(
+    model: nn.Module, signature: Signature, tensors: Sequence[Tensor], found: Probe | None = None
+) -> Captured:
+    """Return the operations of a module's forward, for any number of examples.
 
     The module itself is not run, but a copy of it. `look` keeps what this returns.
 
     Args:
         model: the module.
-        x: ``[images, ...]``; as in `probe`.
+        signature: of the call.
+        tensors: what a single member sees.
         found: what `probe` returned, if it was asked.
 
     Raises:
         NotCapturedError: (an `UnsupportedLayerError`) the forward cannot be captured.
         ArgumentError: (a ``ValueError``) as `probe` does.
     """
-    return _export(skeleton(model, shares_all=True), x, probe(model, x) if found is None else found)
+    found = found or probe(model, signature, tensors)
+    if not any(axes.examples for axes in found.signature.axes):
+        reason = "it takes no other number of examples than it was given"
+        raise NotCapturedError(type(model).__name__, reason)
+    return _export(skeleton(model, shares_all=True), tensors, found)
 
 
-def _export(model: nn.Module, x: Tensor, found: Probe) -> Captured:
-    # Two images: with one, its number would be taken for a constant of the network.
-    example = torch.zeros(2, *x.shape[1:], dtype=x.dtype, device=x.device)
-    batch: dict[int, Any] = {0: torch.export.Dim("images")}
+def _export(model: nn.Module, tensors: Sequence[Tensor], found: Probe) -> Captured:
+    signature, batch = found.signature, torch.export.Dim("examples")
+    # Two examples: with one, its number would be taken for a constant of the network.
+    given = [
+        torch.zeros(2, *value.shape[1:], dtype=value.dtype, device=value.device)
+        if axes.examples
+        else value
+        for value, axes in zip(tensors, signature.axes, strict=True)
+    ]
+    shapes = {"tensors": tuple({0: batch} if axes.examples else None for axes in signature.axes)}
+    called = _Called(model, signature)
     export: Callable[..., torch.export.ExportedProgram] = torch.export.export
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # PyTorch's, about itself and what it finds
-            program = export(model, (example,), dynamic_shapes=(batch,), strict=False)
+            program = export(called, tuple(given), dynamic_shapes=shapes, strict=False)
             if not all(map(_is_pure, program.graph.nodes)):
                 # No operation writes into a tensor then; others stay as they are.
                 program = program.run_decompositions({})
@@ -99,34 +122,61 @@ def _export(model: nn.Module, x: Tensor, found: Probe) -> Captured:
     if not all(map(_is_pure, program.graph.nodes)):
         reason = "torch.export gives no plain list of operations"
         raise NotCapturedError(type(model).__name__, reason)
-    signature = program.graph_signature
+    signature_of = program.graph_signature
     # A tensor that two layers share has two names there, and one in a module's state.
     name_of = {id(parameter): name for name, parameter in model.named_parameters()}
     name_of |= {id(buffer): name for name, buffer in model.named_buffers()}
     parameters = {
-        placeholder: name_of[id(model.get_parameter(name))]
-        for placeholder, name in signature.inputs_to_parameters.items()
+        placeholder: name_of[id(called.get_parameter(name))]
+        for placeholder, name in signature_of.inputs_to_parameters.items()
     }
     buffers = {
-        placeholder: name_of[id(model.get_buffer(name))]
-        for placeholder, name in signature.inputs_to_buffers.items()
+        placeholder: name_of[id(called.get_buffer(name))]
+        for placeholder, name in signature_of.inputs_to_buffers.items()
     }
     constants = {
         placeholder: program.constants[name]
-        for placeholder, name in signature.inputs_to_lifted_tensor_constants.items()
+        for placeholder, name in signature_of.inputs_to_lifted_tensor_constants.items()
     }
-    given = {*parameters, *buffers, *constants}
-    placeholders = [node.name for node in program.graph.nodes if node.op == "placeholder"]
-    unknown = [name for name in placeholders if name not in given]
-    if len(unknown) != 1 or any(map(_depends_on_layout, program.graph.nodes)):
+    known = {*parameters, *buffers, *constants}
+    placeholders = [node for node in program.graph.nodes if node.op == "placeholder"]
+    inputs = [node.name for node in placeholders if node.name not in known]
+    if len(inputs) != len(tensors) or any(map(_depends_on_layout, program.graph.nodes)):
         reason = "it reads a generator, or strides that depend on how values lie in memory"
         raise NotCapturedError(type(model).__name__, reason)
-    (images,) = unknown
-    tidy(program.graph, signature.user_outputs[0])
+    made = [value for value in signature_of.user_outputs if isinstance(value, str)]
+    results = [name for name in made if _is_tensor(program.graph, name)]
+    if len(results) != len(found.result.tree.places):
+        reason = "torch.export gives another result than the module"
+        raise NotCapturedError(type(model).__name__, reason)
+    tidy(program.graph, results)
     coupled = found.coupled or any(has_batch_statistics(node) for node in program.graph.nodes)
     # Some draw for some inputs only, and the probe's need not be among them.
     random = found.random or any(_is_random(node) for node in program.graph.nodes)
-    return Captured(program.graph, images, parameters, buffers, constants, coupled, random)
+    names = zip(inputs, signature.axes, strict=True)
+    batched = frozenset(name for name, axes in names if axes.examples)
+    return Captured(
+        program.graph, tuple(inputs), batched, parameters, buffers, constants, coupled, random
+    )
+
+
+class _Called(nn.Module):
+    """A module that takes the tensors of a call, whatever tree they stand in."""
+
+    def __init__(self, model: nn.Module, signature: Signature) -> None:
+        super().__init__()
+        self.model = model
+        self._arguments = signature.arguments
+
+    def forward(self, *tensors: Tensor) -> Any:
+        """Return what the module makes of them."""
+        args, kwargs = self._arguments(tensors)
+        return self.model(*args, **kwargs)
+
+
+def _is_tensor(graph: fx.Graph, name: str) -> bool:
+    node = next(node for node in graph.nodes if node.name == name)
+    return isinstance(node.meta.get("val"), Tensor)
 
 
 def _is_pure(node: fx.Node) -> bool:

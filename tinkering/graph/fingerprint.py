@@ -45,11 +45,11 @@ def fingerprint(model: nn.Module, depth: int = 4) -> Hashable:
             # The place where a tensor stands first: tied ones have the same.
             place = first.setdefault(id(tensor), len(seen))
             seen.append((key, place, tensor.shape, tensor.dtype, tensor.device))
-        seen.extend([(key, _digest(value, depth)) for key, value in attributes_of(part)])
+        seen.extend([(key, digest(value, depth)) for key, value in attributes_of(part)])
     return tuple(seen)
 
 
-def _digest(value: Any, depth: int) -> Hashable:
+def digest(value: Any, depth: int = 4) -> Hashable:
     """Return what is equal for an attribute's value and for one that does the same.
 
     Args:
@@ -59,13 +59,13 @@ def _digest(value: Any, depth: int) -> Hashable:
     if isinstance(value, _PLAIN):
         return type(value), value, str(value) if value == 0 else ""
     if depth and isinstance(value, list | tuple | set | frozenset):
-        return type(value), tuple([_digest(item, depth - 1) for item in value])
+        return type(value), tuple([digest(item, depth - 1) for item in value])
     if depth and isinstance(value, Mapping):
-        items = [(_digest(k, depth - 1), _digest(v, depth - 1)) for k, v in value.items()]
+        items = [(digest(k, depth - 1), digest(v, depth - 1)) for k, v in value.items()]
         return type(value), tuple(items)
     if depth and isinstance(value, partial):
         return partial, tuple(
-            _digest(v, depth - 1) for v in (value.func, value.args, value.keywords)
+            digest(v, depth - 1) for v in (value.func, value.args, value.keywords)
         )
     if depth and isinstance(value, nn.Module):  # in a container; its parameters are constants
         return fingerprint(value, depth - 1), tuple(
@@ -73,7 +73,7 @@ def _digest(value: Any, depth: int) -> Hashable:
         )
     plain = is_dataclass(value) or isinstance(value, SimpleNamespace)
     if depth and plain and hasattr(value, "__dict__") and not isinstance(value, type):
-        return _Same(value), _digest(vars(value), depth - 1)
+        return _Same(value), digest(vars(value), depth - 1)
     return _Same(value)  # a graph holds the very tensors, and sees what becomes of their values
 
 

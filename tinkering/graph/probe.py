@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 import random
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,8 @@ from torch.utils import _pytree
 
 from tinkering.errors import ArgumentError
 from tinkering.graph.copies import attributes, first_line, independent_copy
+from tinkering.graph.signature import Axes, Signature
+from tinkering.graph.tree import Tree, tree_of
 from tinkering.required import kind_of
 
 LOCK = threading.RLock()
@@ -27,10 +29,19 @@ threads that evaluate something.
 """
 
 
-_IMAGES = 5
+_EXAMPLES = 5
 """That a module is tried with: a result may depend on those that stand some places away."""
 _MISTAKES = (RuntimeError, ValueError, IndexError, TypeError, AssertionError)
 """What a forward raises where it is given what it does not take."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a module returns."""
+
+    tree: Tree
+    shapes: tuple[tuple[int, ...], ...] | None
+    """Of one example, for each tensor; None where some are not ``[examples, ...]``."""
 
 
 @dataclass(frozen=True)
@@ -38,24 +49,27 @@ class Probe:
     """What a forward does."""
 
     coupled: bool
-    """Whether an image's result depends on the images beside it."""
+    """Whether an example's result depends on the examples beside it."""
     random: bool
     """Whether it draws random numbers, as active dropout does."""
-    result: tuple[int, ...] | None
-    """Shape of what it makes of one image; None where results are not ``[images, ...]``."""
+    result: Result
+    signature: Signature
+    """With the tensors that have an axis of examples."""
 
 
 @torch.no_grad()
-def probe(model: nn.Module, x: Tensor) -> Probe:
-    """Return what a module's forward does with some images, together and each alone.
+def probe(model: nn.Module, signature: Signature, tensors: Sequence[Tensor]) -> Probe:
+    """Return what a module's forward does with some examples, together and each alone.
 
     Args:
         model: the module; a copy of it is run.
-        x: ``[images, ...]``; other numbers are drawn, as far as the module takes them.
+        signature: of the call.
+        tensors: what a single member sees; other numbers are drawn, as far as the module takes
+            them.
 
     Raises:
         ArgumentError: (a ``ValueError``) the module is compiled by ``torch.jit``, does not take
-            `x`, or returns no tensor of real numbers; it changes an attribute, a buffer or a
+            these, or returns no tensors of real numbers; it changes an attribute, a buffer or a
             parameter of its own, so that it would return something else the next time; or it
             draws from another generator than PyTorch's.
     """
@@ -63,122 +77,221 @@ def probe(model: nn.Module, x: Tensor) -> Probe:
         if isinstance(part, torch.jit.ScriptModule):
             came = f"a ScriptModule in {name!r}" if name else "a ScriptModule"
             raise ArgumentError("model", "a module of Python", came)
-    copied, images = tried(model, x)
-    together, draws = _drawing(copied, images)
-    _require_real_tensor(model, together)
+    found, refusal = None, None
+    for axes in _readings(tensors):
+        if found is not None and not any(each.examples for each in axes):
+            break
+        try:
+            tried = _probed(model, replace(signature, axes=axes), tensors)
+        except _NotTakenError as error:
+            refusal = refusal or error.said
+            continue
+        if found is None or not tried.coupled:
+            found = tried
+        if not tried.coupled:
+            break
+    if found is None:
+        raise refusal or ArgumentError("model", "a forward that can be tried", "none")
+    pairs = zip(signature.axes, found.signature.axes, strict=True)
+    known = tuple(Axes(given.members, read.examples) for given, read in pairs)
+    return replace(found, signature=replace(signature, axes=known))
+
+
+class _NotTakenError(Exception):
+    """A module does not take inputs that are read in this way."""
+
+    def __init__(self, said: ArgumentError) -> None:
+        super().__init__(said)
+        self.said = said
+
+
+def _readings(tensors: Sequence[Tensor]) -> Iterator[tuple[Axes, ...]]:
+    """Yield the ways to read inputs: which have an axis of examples, the likeliest first.
+
+    A tensor whose first axis is as long as that of the first one may be a mask of as many tokens.
+    """
+    count, each = tensors[0].shape[:1], range(len(tensors))
+    may = [bool(count) and value.shape[:1] == count for value in tensors]
+    others = [at for at in each[1:] if may[at]]
+    readings = [may, *([m and i != at for i, m in enumerate(may)] for at in others)]
+    if len(others) > 1:
+        readings.append([i == 0 and may[0] for i in each])
+    for reading in (*readings, [False] * len(may)):  # the last: a batch as it is, and no other
+        yield tuple(Axes(members=False, examples=flag) for flag in reading)
+
+
+def _probed(model: nn.Module, signature: Signature, tensors: Sequence[Tensor]) -> Probe:
+    """Return what a forward does with inputs that are read in one way."""
+    copied, given = tried(model, signature, tensors)
+    call = _Call(copied, signature)
+    together, draws = call(given)
+    tree = _require_real_tensors(model, together)
+    parts = tree.tensors(together)
+    count = _examples_in(signature, given)
     try:
-        alone = [_drawing(copied, images[at : at + 1])[0] for at in range(len(images))]
-    except (ValueError, RuntimeError):  # a norm that needs more than one value a channel
+        alone = [call(_one(signature, given, at))[0] for at in range(count)]
+    except _MISTAKES:  # a norm that needs more than one value a channel
         alone = []
-    # Twice, since the first may fill a cache that was filled for one image before.
-    again = _drawing(copied, images)[0]
+    # Twice, since the first may fill a cache that was filled for one example before.
+    again = call(given)[0]
     before = _held(copied)
     # Another thread may draw at the time, but hardly each time.
-    if all(_draws_elsewhere(copied, images) for _ in range(3)):
+    if all(_draws_elsewhere(call, given) for _ in range(3)):
         came = f"{type(model).__name__}, which draws from Python's or NumPy's"
         raise ArgumentError("model", "a forward that draws from PyTorch's generator", came)
     changed = _changed(before, _held(copied))
-    if changed is not None or not _alike(together, again):
+    same = tree_of(again, _pytree.keystr)[1]
+    if changed is not None or len(same) != len(parts) or not all(map(_alike, parts, same)):
         raise ArgumentError(
             "model",
             "a forward that leaves the module as it was",
             f"{type(model).__name__}, which changes {changed or 'what it returns the next time'}",
-            "Members share one module, so take its state as a part of x, and return it as a part "
-            "of the result. BatchNorm and spectral_norm: call model.eval().",
+            "Members share one module, so take its state as an input and return it: output, state "
+            "= model(x, state). BatchNorm and spectral_norm: call model.eval().",
         )
-    if len(together) != len(images):
-        return Probe(True, draws, None)
-    apart = alone and all(map(_is_part, alone, together))
-    return Probe(not apart, draws, tuple(together.shape[1:]))
+    if not all(part.dim() and len(part) == count for part in parts):
+        return Probe(True, draws, Result(tree, None), signature)
+    apart = bool(alone) and all(_is_part(tree, one, parts, at) for at, one in enumerate(alone))
+    shapes = tuple(tuple(part.shape[1:]) for part in parts)
+    return Probe(not apart, draws, Result(tree, shapes), signature)
 
 
-def _require_real_tensor(model: nn.Module, result: object) -> None:
+def _require_real_tensors(model: nn.Module, result: object) -> Tree:
+    """Return the tree of a result, which has to hold tensors of real numbers."""
     name = type(model).__name__
-    if not isinstance(result, Tensor):
+    tree, tensors = tree_of(result, lambda path: "result" + _pytree.keystr(path))
+    if not tensors:
         needed, came = "a module that returns a tensor", f"{name}, which returns {kind_of(result)}"
-    elif result.is_complex():
-        needed, came = "a module that returns real numbers", f"{name}, which returns {result.dtype}"
-    elif not result.dim():
-        needed, came = "a module that returns [batch, ...]", "one that returns a single number"
-    else:
-        return
-    raise ArgumentError("model", needed, came)
+        known = not isinstance(result, float | int | str | bool | type(None) | dict | list | tuple)
+        advice = "torch.export.register_dataclass makes a class of yours known." if known else ""
+        raise ArgumentError("model", needed, came, advice)
+    for label, tensor in zip(tree.names(), tensors, strict=True):
+        if tensor.is_complex():
+            where = "" if label == "result" else f" in {label}"
+            came = f"{name}, which returns {tensor.dtype}{where}"
+            raise ArgumentError("model", "a module that returns real numbers", came)
+    if not any(tensor.dim() for tensor in tensors):
+        came = "one that returns a single number"
+        raise ArgumentError("model", "a module that returns [batch, ...]", came)
+    return tree
 
 
-def _is_part(alone: Any, part: Tensor) -> bool:
-    """Return whether an image's result is a part of what was made of it and others."""
-    if not isinstance(alone, Tensor) or alone.numel() != part.numel():
+def _is_part(tree: Tree, alone: Any, parts: list[Tensor], at: int) -> bool:
+    """Return whether an example's result is a part of what was made of it and others."""
+    # By the numbers alone: `squeeze` takes away the axis of a single example.
+    leaves, spec = _pytree.tree_flatten(alone)
+    if spec != tree.spec:
         return False
-    # By the numbers alone: `squeeze` takes away the axis of a single image.
-    alone = alone.reshape(part.shape)
-    return torch.allclose(alone, part, rtol=1e-3, atol=1e-4, equal_nan=True)
+    for place, part in zip(tree.places, parts, strict=True):
+        one, whole = leaves[place], part[at]
+        if not isinstance(one, Tensor) or one.numel() != whole.numel():
+            return False
+        if not torch.allclose(
+            one.reshape(whole.shape), whole, rtol=1e-3, atol=1e-4, equal_nan=True
+        ):
+            return False
+    return True
 
 
-def tried(model: nn.Module, x: Tensor) -> tuple[nn.Module, Tensor]:
-    """Return what `probe` runs: a copy with other parameters, and images that it takes.
+def _examples_in(signature: Signature, tensors: Sequence[Tensor]) -> int:
+    pairs = zip(tensors, signature.axes, strict=True)
+    return next((len(value) for value, axes in pairs if axes.examples), 1)
 
-    Raises:
-        ArgumentError: (a ``ValueError``) it takes neither numbers that are drawn nor `x`.
-    """
+
+def _one(signature: Signature, tensors: Sequence[Tensor], at: int) -> list[Tensor]:
+    """Return the inputs of one example."""
+    pairs = zip(tensors, signature.axes, strict=True)
+    return [value[at : at + 1] if axes.examples else value for value, axes in pairs]
+
+
+def tried(
+    model: nn.Module, signature: Signature, tensors: Sequence[Tensor]
+) -> tuple[nn.Module, list[Tensor]]:
+    """Return what `probe` runs: a copy with other parameters, and inputs that it takes."""
     copied = independent_copy(model, _stirring())
-    mixed = _mixed(x)
-    if x.is_floating_point():  # else numbers with a meaning, such as words
+    pairs = list(zip(tensors, signature.axes, strict=True))
+    mixed = [_mixed(value) if axes.examples else value for value, axes in pairs]
+    # Numbers with a meaning, such as words, are not drawn.
+    may = [axes.examples and value.is_floating_point() for value, axes in pairs]
+    if any(may):
         generator = torch.Generator().manual_seed(0)
-        drawn = torch.randn(mixed.shape, generator=generator).to(mixed)
+        drawn = [
+            torch.randn(value.shape, generator=generator).to(value) if draws else value
+            for value, draws in zip(mixed, may, strict=True)
+        ]
         with suppress(*_MISTAKES):
-            result, _ = _drawing(copied, drawn)
-            if not (isinstance(result, Tensor) and bool(result.isnan().any())):
+            leaves = _pytree.tree_leaves(_Call(copied, signature)(drawn)[0])
+            if not any(_has_nan(leaf) for leaf in leaves):
                 return copied, drawn
         copied = independent_copy(model, _stirring())
-    _called(copied, mixed, x)
+    _require_taken(_Call(copied, signature), mixed, tensors)
     return independent_copy(model, _stirring()), mixed
 
 
+def _has_nan(value: object) -> bool:
+    return isinstance(value, Tensor) and bool(value.isnan().any())
+
+
 def _mixed(x: Tensor) -> Tensor:
-    """Return images that differ, of numbers that occur in some given ones."""
-    chosen = [x[at * len(x) // _IMAGES] for at in range(_IMAGES)]
-    rolled = [image.flatten().roll(at).view(image.shape) for at, image in enumerate(chosen)]
-    images = torch.stack(rolled)
-    if all(torch.equal(image, chosen[0]) for image in chosen) and images[1].numel():
+    """Return examples that differ, of numbers that occur in some given ones."""
+    chosen = [x[at * len(x) // _EXAMPLES] for at in range(_EXAMPLES)]
+    rolled = [one.flatten().roll(at).view(one.shape) for at, one in enumerate(chosen)]
+    examples = torch.stack(rolled)
+    if all(torch.equal(one, chosen[0]) for one in chosen) and examples[1].numel():
         # What adds up to the same in another order is another sum for a number that is repeated.
-        images[1] = images[1].flatten()[0]
-    return images
+        examples[1] = examples[1].flatten()[0]
+    return examples
 
 
-def _called(model: nn.Module, images: Tensor, x: Tensor) -> None:
-    """Refuse `x` where the module takes no images of its kind."""
+class _Call:
+    """A module that is called with the tensors of a signature, from a generator of its own."""
+
+    def __init__(self, model: nn.Module, signature: Signature) -> None:
+        self.model, self._signature = model, signature
+
+    def __call__(self, tensors: Sequence[Tensor]) -> tuple[Any, bool]:
+        """Return what the module makes of these, and whether it draws random numbers."""
+        args, kwargs = self._signature.arguments([value.clone() for value in tensors])
+        # The caller's generator would be left elsewhere than a kept result leaves it.
+        with LOCK, torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            before = torch.get_rng_state()
+            result = self.model(*args, **kwargs)
+            return result, not torch.equal(before, torch.get_rng_state())
+
+    def names(self) -> list[str]:
+        """Return what the tensors are called in messages."""
+        return self._signature.tree.names()
+
+
+def _require_taken(call: _Call, mixed: list[Tensor], tensors: Sequence[Tensor]) -> None:
+    """Refuse inputs where the module takes none of their kind."""
     try:
-        _drawing(model, images)
+        call(mixed)
     except _MISTAKES as error:
         advice = ""
         with suppress(*_MISTAKES):
-            _drawing(model, x[None])
+            call([value[None] for value in tensors])
             advice = (
                 "An axis for the batch is missing: x[:, None] where each member has an example of "
                 "its own, x[None] where they share one."
             )
-        raise ArgumentError(
-            "x",
-            f"examples that {type(model).__name__} takes, [batch, ...] for each member",
-            f"{list(x.shape)} of {x.dtype} ({first_line(error)})",
+        names, name = call.names(), type(call.model).__name__
+        came = ", ".join(f"{list(value.shape)} of {value.dtype}" for value in tensors)
+        said = ArgumentError(
+            names[0] if len(names) == 1 else ", ".join(names),
+            f"examples that {name} takes, [batch, ...] for each member",
+            f"{came} ({first_line(error)})",
             advice,
-        ) from error
+        )
+        said.__cause__ = error
+        raise _NotTakenError(said) from error
 
 
-def _drawing(model: nn.Module, images: Tensor) -> tuple[Any, bool]:
-    """Return what a module makes of images, and whether it draws random numbers for that."""
-    # The caller's generator would be left elsewhere than a kept result leaves it.
-    with LOCK, torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        before = torch.get_rng_state()
-        result = model(images.clone())
-        return result, not torch.equal(before, torch.get_rng_state())
-
-
-def _draws_elsewhere(model: nn.Module, images: Tensor) -> bool:
+def _draws_elsewhere(call: _Call, tensors: Sequence[Tensor]) -> bool:
     """Return whether Python's or NumPy's generator moves meanwhile, and leave them as they were."""
     python, numpy = random.getstate(), np.random.get_state(legacy=False)  # noqa: NPY002
-    _drawing(model, images)
+    call(tensors)
     moved = random.getstate() != python
     moved = moved or str(np.random.get_state(legacy=False)) != str(numpy)  # noqa: NPY002
     if moved:

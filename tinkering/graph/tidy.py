@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -11,10 +11,10 @@ from torch import fx
 _aten = torch.ops.aten
 
 
-def tidy(graph: fx.Graph, result: str) -> None:
+def tidy(graph: fx.Graph, results: Sequence[str]) -> None:
     """Rewrite a graph in place; it computes the same.
 
-    - It returns the module's result alone, and not what a forward wrote into its inputs.
+    - It returns the tensors of the module's result, and not what a forward wrote into its inputs.
     - Batch norms are ``aten.batch_norm`` whichever way they were captured.
     - Views may be of values in any layout, as layers here make others than the module's.
     - ``squeeze`` leaves the axis of the images, also where there is one image.
@@ -22,10 +22,11 @@ def tidy(graph: fx.Graph, result: str) -> None:
 
     Args:
         graph: of operations that write into none of their arguments.
-        result: name of the value that the module returns.
+        results: names of the tensors that the module returns.
     """
     (output,) = (node for node in graph.nodes if node.op == "output")
-    output.args = (tuple(made for made in output.args[0] if made.name == result)[:1],)
+    made = {node.name: node for node in output.args[0] if isinstance(node, fx.Node)}
+    output.args = (tuple(made[name] for name in results),)
     graph.eliminate_dead_code()
     for node in list(graph.nodes):
         rewrite = _REWRITES.get(node.target)

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from tinkering.graph.program import in_plain_layout
+from tinkering.graph.runner import in_plain_layout
 from tinkering.layers.onednn import Geometry
 from tinkering.native import correction as native
 from tinkering.native.correction import LayerNoise, Shape

@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tinkering.graph.program import in_plain_layout
+from tinkering.graph.runner import in_plain_layout
 
 _log = logging.getLogger(__name__)
 

@@ -135,14 +135,14 @@ class MemberLayer:
             if is_narrow(weight, self._layer.geometry, dtype):
                 self._narrow = NarrowConv(weight, self._folded.shift, relu)
 
-    def __call__(self, tile: Tile, x: Tensor, residual: Tensor | None, overwrite: bool) -> Tensor:
+    def __call__(self, overwrite: bool, tile: Tile, x: Tensor, residual: Tensor | None) -> Tensor:
         """Return the layer's result for a tile.
 
         Args:
+            overwrite: whether the residual's memory may hold the result.
             tile: the members.
             x: the layer's input.
             residual: added before the rectifier.
-            overwrite: whether the residual's memory may hold the result.
         """
         if not self._placement.is_first:
             x = self._placement.first(x, len(tile.rows))
@@ -248,7 +248,7 @@ class MemberNorm:
         self._inverse, self._offset = unscaled.scale, unscaled.shift
         self._folded = Affine(own.scale * self._inverse, own.shift + own.scale * self._offset)
 
-    def __call__(self, tile: Tile, x: Tensor, residual: Tensor | None, overwrite: bool) -> Tensor:
+    def __call__(self, overwrite: bool, tile: Tile, x: Tensor, residual: Tensor | None) -> Tensor:
         """Return the norm's result for a tile, as `MemberLayer` does."""
         del overwrite
         scale, shift, sigma = tile.vectors(self._names.scale, self._names.shift)

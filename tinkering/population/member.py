@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from typing import Any, Protocol, overload, runtime_checkable
 
 from torch import Tensor, nn
@@ -35,6 +35,9 @@ class Population(Protocol):
 
     def materialise(self, index: int, model: nn.Module | None = None) -> nn.Module:
         """Return one member as a module of its own."""
+
+    def kind(self) -> Hashable:
+        """Return what is equal for populations that are evaluated in the same way."""
 
     def with_buffers(self, buffers: Mapping[str, Tensor]) -> Population:
         """Return the same members with other buffers."""
@@ -111,3 +114,8 @@ def _own(model: nn.Module, kind: str, values: dict[str, Tensor]) -> list[tuple[T
             )
         pairs.append((held[name], value.detach().clone()))
     return pairs
+
+
+def shapes_of(tensors: Mapping[str, Tensor]) -> Hashable:
+    """Return names, shapes and dtypes."""
+    return tuple((name, value.shape, value.dtype) for name, value in tensors.items())

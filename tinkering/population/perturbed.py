@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import operator
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import overload
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from tinkering.errors import ArgumentError
 from tinkering.noise import Factors, LowRank, Noise, Stream, draw, on_device
-from tinkering.population.member import ParamsAndBuffers, as_module, part_of
+from tinkering.population.member import ParamsAndBuffers, as_module, part_of, shapes_of
 from tinkering.required import require_decimals, require_kind, require_named
 
 _MEMBERS_PER_DRAW = 1024
@@ -138,6 +138,12 @@ class PerturbedPopulation:
     def sigma_of(self, name: str) -> float:
         """Return the standard deviation of one parameter's perturbation."""
         return self.sigma[name] if isinstance(self.sigma, Mapping) else self.sigma
+
+    def kind(self) -> Hashable:
+        """Return what is equal for populations that are evaluated in the same way."""
+        of_each = tuple(self.sigma) if isinstance(self.sigma, Mapping) else None
+        held = shapes_of(self.params), shapes_of(self.buffers)
+        return type(self), self.members, self.noise, self.antithetic, of_each, held
 
     def with_buffers(self, buffers: Mapping[str, Tensor]) -> PerturbedPopulation:
         """Return the same members with other buffers, such as fresh BatchNorm statistics."""

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import copy
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any, NamedTuple, overload
 
 from torch import Tensor, nn
 
 from tinkering.errors import ArgumentError
 from tinkering.noise import LowRank, Noise, Stream, draw, on_device
-from tinkering.population.member import ParamsAndBuffers, as_module, part_of
+from tinkering.population.member import ParamsAndBuffers, as_module, part_of, shapes_of
 from tinkering.required import require_decimals, require_named
 
 
@@ -115,6 +115,10 @@ class SeedChainPopulation:
     def __getstate__(self) -> dict[str, Any]:
         """Return what is pickled: all but the parent that is kept."""
         return {**self.__dict__, "_kept": [((), self.base)]}
+
+    def kind(self) -> Hashable:
+        """Return what is equal for populations that are evaluated in the same way."""
+        return type(self), self.members, shapes_of(self.base), shapes_of(self.buffers)
 
     def with_buffers(self, buffers: Mapping[str, Tensor]) -> SeedChainPopulation:
         """Return the same members with other buffers, such as fresh BatchNorm statistics."""

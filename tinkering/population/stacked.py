@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import operator
-from collections.abc import Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from typing import overload
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from tinkering.errors import ArgumentError
 from tinkering.population.alike import detached, in_order_of, require_alike, require_members
-from tinkering.population.member import ParamsAndBuffers, as_module, part_of
+from tinkering.population.member import ParamsAndBuffers, as_module, part_of, shapes_of
 from tinkering.required import kind_of, require_tensor
 
 
@@ -180,6 +180,10 @@ class StackedPopulation:
         part.params = {name: p[index] for name, p in self.params.items()}
         part.buffers = {name: b[index] for name, b in self.buffers.items()}
         return part
+
+    def kind(self) -> Hashable:
+        """Return what is equal for populations that are evaluated in the same way."""
+        return type(self), shapes_of(self.params), shapes_of(self.buffers)
 
     def with_buffers(self, buffers: Mapping[str, Tensor]) -> StackedPopulation:
         """Return the same members with other buffers, such as fresh BatchNorm statistics.

@@ -124,7 +124,7 @@ class Classification:
             dtype=self._dtype,
             memory=self._memory,
             planned=planned,
-        )
+        ).fitness
 
     def parts(self, population: PerturbedPopulation, count: int) -> list[slice]:
         """Return about `count` portions of a population, alike in size.
