@@ -16,7 +16,7 @@ _CACHE = 2 << 20
 """Bytes of a run's largest activation: larger ones leave the processor's caches."""
 _SHARE_OF_WEIGHTS = 3
 """Weights are read again for every run, so a run has activations of a third of their size."""
-_MOST_IMAGES = 512
+_MOST_IMAGES = 4096
 _NOISE = 2 << 20
 """Bytes of noise to draw at once: drawing costs some calls for every parameter, so many
 members' noise is drawn together, as long as it stays in the caches until it is used."""

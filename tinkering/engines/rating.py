@@ -48,7 +48,7 @@ class Targets:
     """Of each tensor, whether each member has its own."""
 
     def of(self, members: slice) -> Any:
-        """Return copies for some members, ``[members, batch, ...]``, that a fitness may write to."""
+        """Return copies of some members', ``[members, batch, ...]``, which a fitness may change."""
         count = members.stop - members.start
         pairs = zip(self.tensors, self.own, strict=True)
         return self.tree.filled(

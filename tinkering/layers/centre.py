@@ -195,14 +195,18 @@ class LinearLayer:
         """Return the result as it is."""
         return out
 
-    def compute(self, x: Tensor, other: Tensor | None) -> Tensor:
-        """Return the result for what `enter` returned; `other` is added."""
-        return _finished(F.linear(x, self._weight, self._shift), other, self._relu)
+    def product(self, x: Tensor) -> Tensor:
+        """Return ``x @ weight.T + shift`` for what `enter` returned."""
+        return F.linear(x, self._weight, self._shift)
+
+    def finished(self, product: Tensor, residual: Tensor | None) -> Tensor:
+        """Return ``relu(product + residual)``, in the product's memory."""
+        return _finished(product, residual, self._relu)
 
     def __call__(self, x: Tensor, residual: Tensor | None, overwrite: bool) -> Tensor:
         """Return ``relu(x @ weight.T + shift + residual)``, as `ConvLayer` does."""
         del overwrite  # the product is a tensor of its own
-        return self.compute(self.enter(x), residual)
+        return self.finished(self.product(self.enter(x)), residual)
 
 
 class NormLayer:

@@ -27,6 +27,7 @@ from tinkering.layers.low_rank import (
     of_members,
 )
 from tinkering.layers.narrow import NarrowConv, is_narrow
+from tinkering.native import correction as native
 from tinkering.native.correction import Shape
 from tinkering.noise import Factors
 from tinkering.population import Sigma
@@ -122,6 +123,7 @@ class MemberLayer:
         # A scale of each member's own comes after the convolution, and with it all else.
         self._after = own_affine(step, values) if names.scale is not None else None
         self._adds_shift = names.shift is not None and self._after is None
+        self._has_noise = bool(names.weight or names.bias or self._adds_shift)
         self._folded = fold(step, values, scaled=self._after is None)
         relu = step.relu and self._after is None
         self._layer: ConvLayer | LinearLayer = (
@@ -164,27 +166,37 @@ class MemberLayer:
     def _computed(self, tile: Tile, x: Tensor, residual: Tensor | None, overwrite: bool) -> Tensor:
         """Return the layer's result, perhaps in the residual's memory."""
         layer = self._layer
-        if self._narrow is None or isinstance(layer, LinearLayer):
-            return layer.compute(x, self._added(tile, x, residual, overwrite))
+        if isinstance(layer, LinearLayer):
+            return layer.finished(self._product(layer, tile, x), residual)
+        if self._narrow is None:
+            return layer.compute(x, self._added(layer, tile, x, residual, overwrite))
         add = tile.once(self, lambda: self._correction(tile, layer.shape(x)))
         return self._narrow(x, residual, add, tile.rows, tile.signs, overwrite)
 
+    def _product(self, layer: LinearLayer, tile: Tile, x: Tensor) -> Tensor:
+        """Return what a linear layer and its members make of rows of features."""
+        out = layer.product(x)
+        if not self._has_noise:
+            return out
+        add = tile.kept.get((self, x.shape[1:]))
+        if add is None:
+            # Rows of features are an image of one line, whose channels lie side by side.
+            line = (1, x.shape[1:-1].numel())
+            shape = Shape(x.shape[-1], layer.outputs, line, line)
+            add = tile.once((self, x.shape[1:]), lambda: self._correction(tile, shape))
+        if native.available(x):
+            add.native.write(x, out, out, tile.rows, tile.signs)
+            return out
+        pixels, before = (_as_line(value) for value in (x, out))
+        other = add(pixels, before, tile.rows, tile.signs)
+        return other.permute(0, 2, 3, 1).reshape(out.shape)
+
     def _added(
-        self, tile: Tile, x: Tensor, residual: Tensor | None, overwrite: bool
+        self, layer: ConvLayer, tile: Tile, x: Tensor, residual: Tensor | None, overwrite: bool
     ) -> Tensor | None:
         """Return what members add and the residual, in memory of its own."""
-        if self._names.weight is None and self._names.bias is None and not self._adds_shift:
+        if not self._has_noise:
             return residual if residual is None or overwrite else residual.clone()
-        if isinstance(self._layer, LinearLayer):
-            # Rows of features are an image of one line, whose channels lie side by side.
-            pixels = x.reshape(len(x), 1, -1, x.shape[-1]).permute(0, 3, 1, 2)
-            line = (1, pixels.shape[3])
-            shape = Shape(x.shape[-1], self._layer.outputs, line, line)
-            add = tile.once(self, lambda: self._correction(tile, shape))
-            other = add(pixels, None, tile.rows, tile.signs)
-            other = other.permute(0, 2, 3, 1).reshape(*x.shape[:-1], -1)
-            return other if residual is None else other.add_(residual)
-        layer = self._layer
         if layer.geometry.groups == 1 and x.dim() == 4:
             add = tile.once(self, lambda: self._correction(tile, layer.shape(x)))
             return add(x, residual, tile.rows, tile.signs, overwrite)
@@ -233,6 +245,11 @@ class MemberLayer:
         if shift is None:
             return bias, self._folded.scale * amount
         return bias * self._folded.scale + shift, sigma
+
+
+def _as_line(rows: Tensor) -> Tensor:
+    """Return rows of features ``[images, ..., features]`` as images of one line."""
+    return rows.reshape(len(rows), 1, -1, rows.shape[-1]).permute(0, 3, 1, 2)
 
 
 class MemberNorm:

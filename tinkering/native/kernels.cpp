@@ -114,8 +114,9 @@ template <int V, typename T> float dot(const T* x, const float* right, int chann
   typename Lanes<V>::F sum = {};
   int c = 0;
   for (; c + V <= channels; c += V) sum += load<V>(x + c) * load<V>(right + c);
-  float total = 0;
-  for (int v = 0; v < V; ++v) total += sum[v];
+  for (int width = V / 2; width; width /= 2)  // halves onto halves: no long chain of additions
+    for (int v = 0; v < width; ++v) sum[v] += sum[v + width];
+  float total = sum[0];
   for (; c < channels; ++c) total += widen(x[c]) * right[c];
   return total;
 }
@@ -363,10 +364,56 @@ Terms terms_of(const Layer& l, const Walk& w) {
   return terms;
 }
 
+// V outputs of a row of features, or one: what it was, and what its member adds.
+template <typename F, typename Load>
+inline __attribute__((always_inline)) F corrected(const Layer& l, int o, const float* left,
+                                                  const float* sums, const float* shift,
+                                                  float sign, Load from) {
+  F sum = {};
+  for (int r = 0; r < l.rank; ++r) sum += from(left + int64_t(r) * l.outputs + o) * sums[r];
+  if (l.rank) sum *= from(l.scale + o);
+  if (shift) sum += from(shift + o) * from(l.shift_scale + o) * sign;
+  return sum;
+}
+
+// An image of a single pixel, as a row of features is: nothing is prepared for others.
+template <int V, typename T>
+void correct_rows(const Layer& l, const T* x, const T* residual, T* out, const int64_t* rows,
+                  const float* signs, int64_t images) {
+  static thread_local std::vector<float> sums;
+  sums.resize(l.rank + 1);
+  float* const sum = sums.data();
+  for (int64_t n = 0; n < images; ++n, x += l.channels, out += l.outputs) {
+    const float sign = signs[n];
+    const float* right = l.right ? l.right + rows[n] * l.right_stride : nullptr;
+    const float* left = l.left ? l.left + rows[n] * l.left_stride : nullptr;
+    const float* shift = l.shift_noise ? l.shift_noise + rows[n] * l.shift_stride : nullptr;
+    for (int r = 0; r < l.rank; ++r)
+      sum[r] = sign * (right ? dot<V>(x, right + int64_t(r) * l.channels, l.channels)
+                             : widen(x[r]));
+    int o = 0;
+    for (; o + V <= l.outputs; o += V) {
+      auto value = corrected<typename Lanes<V>::F>(
+          l, o, left, sum, shift, sign, [](const float* from) { return load<V>(from); });
+      store<V>(out + o, residual ? value + load<V>(residual + o) : value);
+    }
+    for (; o < l.outputs; ++o) {
+      float value = corrected<float>(l, o, left, sum, shift, sign,
+                                     [](const float* from) { return *from; });
+      if (residual) value += widen(residual[o]);
+      store_some<V>(out + o, typename Lanes<V>::F{value}, 1);
+    }
+    if (residual) residual += l.outputs;
+  }
+}
+
 template <int V, typename T>
 void correct(const Layer& l, const T* x, const T* residual, T* out, const int64_t* rows,
              const float* signs, int64_t images) {
   static thread_local Scratch s;
+  if (l.height * l.width * l.kernel_height * l.kernel_width == 1 && !l.separable &&
+      l.out_height * l.out_width == 1)
+    return correct_rows<V, T>(l, x, residual, out, rows, signs, images);
   const Walk w(l);
   const int64_t out_plane = int64_t(l.out_height) * l.out_width;
   const Terms terms = terms_of(l, w);
