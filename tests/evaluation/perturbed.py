@@ -1,8 +1,8 @@
 """Populations of perturbed outputs for any network, for the tests of their evaluation."""
 
 import torch
+from small_nets import program
 
-from tinkering.engines.look import program
 from tinkering.graph.program import NORM, arguments
 from tinkering.noise import Stream
 from tinkering.population.perturbed_outputs import PerturbedOutputs

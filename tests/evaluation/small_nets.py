@@ -8,6 +8,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from tinkering.engines import rating as fitness_room
+from tinkering.engines.network import look
+from tinkering.evaluation.entry import evaluate
+from tinkering.graph.capture import capture
+from tinkering.graph.signature import sign
 from tinkering.models import BasicBlock, SimpleResNet
 from tinkering.population import PerturbedPopulation, StackedPopulation
 
@@ -405,3 +409,20 @@ def assert_close(result, expected, tolerance=1e-4):
 @cache
 def modules_of(build, size=4):
     return StackedPopulation.from_modules([make(build, seed) for seed in range(1, size + 1)])
+
+
+def fitness_of(*args, **kwargs):
+    """What `evaluate` says the members are worth."""
+    return evaluate(*args, **kwargs).fitness
+
+
+def captured(model, *args, **kwargs):
+    return capture(model, *sign(args, kwargs))
+
+
+def seen(model, *args, **kwargs):
+    return look(model, *sign(args, kwargs))
+
+
+def program(model, *args, **kwargs):
+    return seen(model, *args, **kwargs).steps(type(model).__name__)

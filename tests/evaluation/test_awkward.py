@@ -10,7 +10,7 @@ from itertools import product
 import pytest
 import torch
 from awkward import REFUSED, TAKEN, with_old_weight_norm
-from small_nets import BATCH_NORM, loop
+from small_nets import BATCH_NORM, fitness_of, loop
 from torch import Tensor, nn
 from torch.utils import _pytree
 
@@ -18,7 +18,7 @@ from tinkering import functional as parallel
 from tinkering.engines.activations import evaluate_outputs
 from tinkering.engines.table import ENGINES
 from tinkering.errors import ArgumentError, UnsupportedLayerError
-from tinkering.evaluation.entry import evaluate, forward, plan
+from tinkering.evaluation.entry import forward, plan
 from tinkering.graph.copies import attributes, independent_copy, skeleton
 from tinkering.models import get_parallel_forward_pass_fn
 from tinkering.noise import Dense, LowRank, Stream
@@ -155,7 +155,7 @@ def test_equal_to_the_loop_and_nothing_is_moved(name, kind, engine):
             continue
         served += 1
         compared(result, wanted, dtype)
-        rated = evaluate(model, members, x, y, hostile, **options)
+        rated = fitness_of(model, members, x, y, hostile, **options)
         tolerance = (1e-4 if dtype == torch.float32 else 0.1) * rating.abs().max()
         assert (rated - rating).abs().max() <= tolerance
         assert plan(model, members, x, **options).engine in ENGINES

@@ -169,7 +169,10 @@ def test_fewer_than_two_images(images):
     ):
         with pytest.raises(ValueError, match="variance") as caught:
             call()
-        assert str(caught.value) == f"x: needed at least two images, for a variance, got {images}."
+        assert (
+            str(caught.value)
+            == f"inputs: needed at least two images, for a variance, got {images}."
+        )
         assert isinstance(caught.value, TinkeringError)
 
 

@@ -6,12 +6,12 @@ import weakref
 import pytest
 import torch
 import torch.nn.functional as F
+from small_nets import captured, program, seen
 from torch import nn
 
 import tinkering
-from tinkering.engines.look import look, program
 from tinkering.errors import ArgumentError, UnsupportedLayerError
-from tinkering.graph.capture import NotCapturedError, capture
+from tinkering.graph.capture import NotCapturedError
 from tinkering.population import PerturbedPopulation
 
 IMAGES = torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
@@ -46,26 +46,26 @@ class TestCoupled:
         ],
     )
     def test_images_with_an_influence_on_each_other_are_seen(self, forward):
-        assert capture(Does(forward).eval(), IMAGES).coupled
+        assert captured(Does(forward).eval(), IMAGES).coupled
 
     @pytest.mark.parametrize("images", [1, 4])
     def test_words_with_an_influence_on_each_other_are_seen(self, images):
         """They are no numbers to be drawn: with a single image given, another is needed."""
         model = Does(lambda m, x: (y := m.words(x).mean(1)) - y.mean(0), words=nn.Embedding(9, 3))
         words = torch.arange(2 * images).view(images, 2) + 1
-        assert capture(model.eval(), words).coupled
+        assert captured(model.eval(), words).coupled
 
     def test_statistics_of_the_batch_are_seen(self):
         model = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))
-        assert not capture(model.eval(), IMAGES).coupled
+        assert not captured(model.eval(), IMAGES).coupled
         kept = nn.BatchNorm1d(3, track_running_stats=False).eval()
-        assert capture(kept, IMAGES).coupled
+        assert captured(kept, IMAGES).coupled
 
     def test_a_norm_in_train_mode_learns_nothing_from_it(self):
         model = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2)).train()
         before = {name: value.clone() for name, value in model.state_dict().items()}
         with pytest.raises(ArgumentError, match=r"which changes '1\.running_mean'"):
-            capture(model, IMAGES)
+            captured(model, IMAGES)
         assert all(torch.equal(before[name], v) for name, v in model.state_dict().items())
 
     @pytest.mark.parametrize(
@@ -73,7 +73,7 @@ class TestCoupled:
     )
     def test_images_without_one_are_not_accused(self, forward):
         images = IMAGES.clone()
-        assert not capture(Does(forward).eval(), images).coupled
+        assert not captured(Does(forward).eval(), images).coupled
         assert torch.equal(images, IMAGES)
 
 
@@ -84,7 +84,7 @@ class TestRefused:
     )
     def test_what_is_no_tensor(self, forward, kind):
         with pytest.raises(ArgumentError) as caught:
-            capture(Does(forward).eval(), IMAGES)
+            captured(Does(forward).eval(), IMAGES)
         expected = "model: needed a module that returns a tensor, got Does, which returns a "
         assert str(caught.value) == f"{expected}{kind}."
 
@@ -100,8 +100,10 @@ class TestRefused:
             assert "\n" not in str(caught.value)
 
     def test_images_that_it_does_not_take(self):
-        with pytest.raises(ArgumentError, match="x: needed examples that Linear takes") as caught:
-            capture(nn.Linear(4, 2), IMAGES)
+        with pytest.raises(
+            ArgumentError, match="inputs: needed examples that Linear takes"
+        ) as caught:
+            captured(nn.Linear(4, 2), IMAGES)
         assert "got [4, 3] of torch.float32 (" in str(caught.value)
 
 
@@ -131,7 +133,7 @@ class TestKept:
         """Else the same seed gives other numbers in the first evaluation."""
         model = nn.Sequential(nn.Linear(3, 2), nn.Dropout(0.5)).train()
         torch.manual_seed(5)
-        capture(model, IMAGES)
+        captured(model, IMAGES)
         first = torch.rand(3)
         torch.manual_seed(5)
         assert torch.equal(first, torch.rand(3))
@@ -141,31 +143,31 @@ class TestNames:
     def test_values_stand_behind_their_placeholders(self):
         constant = torch.tensor([0.5, 1.0, 2.0])
         model = Does(lambda m, x: m.bn(m.linear(x - constant)), bn=nn.BatchNorm1d(2)).eval()
-        captured = capture(model, IMAGES)
-        assert sorted(captured.parameters.values()) == [
+        taken = captured(model, IMAGES)
+        assert sorted(taken.parameters.values()) == [
             "bn.bias",
             "bn.weight",
             "linear.bias",
             "linear.weight",
         ]
-        assert {"bn.running_mean", "bn.running_var"} <= set(captured.buffers.values())
+        assert {"bn.running_mean", "bn.running_var"} <= set(taken.buffers.values())
         state = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-        values = captured.values(state)
-        for names in (captured.parameters, captured.buffers):
+        values = taken.values(state)
+        for names in (taken.parameters, taken.buffers):
             assert all(values[key] is state[name] for key, name in names.items())
-        (name,) = captured.constants
+        (name,) = taken.constants
         assert torch.equal(values[name], constant)
-        assert captured.images not in values
+        assert taken.images not in values
 
     def test_a_tensor_that_two_layers_share_has_the_name_of_the_modules_state(self):
         model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
         model[1].weight = model[0].weight
-        names = set(capture(model, IMAGES).parameters.values())
+        names = set(captured(model, IMAGES).parameters.values())
         assert names == {name for name, _ in model.named_parameters()}
 
 
 def is_random(model, x=IMAGES):
-    return look(model, x).random
+    return seen(model, x).random
 
 
 TOKENS = torch.randn(2, 5, 4)
@@ -200,8 +202,8 @@ class TestRandom:
             return F.dropout(m.linear(x), 0.5, m.training) if x.sum() > -1e9 else x
 
         for training in (True, False):
-            seen = look(Does(undecided).train(training), IMAGES)
-            assert (seen.program, seen.random) == (None, training)
+            known = seen(Does(undecided).train(training), IMAGES)
+            assert (known.program, known.random) == (None, training)
 
     def test_a_rectifier_with_a_random_slope_draws_in_train_mode_alone(self):
         model = nn.Sequential(nn.Linear(3, 2), nn.RReLU())

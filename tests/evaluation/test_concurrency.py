@@ -6,10 +6,10 @@ from functools import partial
 import pytest
 import torch
 from awkward import Net, rows, undecided
-from small_nets import loop
+from small_nets import fitness_of, loop
 from torch import nn
 
-from tinkering.evaluation.entry import evaluate, forward
+from tinkering.evaluation.entry import forward
 from tinkering.models import get_parallel_forward_pass_fn
 from tinkering.population import PerturbedPopulation, StackedPopulation
 
@@ -111,6 +111,6 @@ def test_a_fitness_that_evaluates_in_several_threads():
         assert torch.equal(forward(model, population, X), inner)
         return logits.mean((1, 2))
 
-    results = at_once([lambda: evaluate(model, population, X, y, fitness)] * 2)
+    results = at_once([lambda: fitness_of(model, population, X, y, fitness)] * 2)
     for result in results:
         torch.testing.assert_close(result, inner.mean((1, 2)))

@@ -23,13 +23,13 @@ from small_nets import (
     perceptron,
     population_of,
     pre_activation_resnet,
+    program,
     resnet,
     transformer,
     vgg,
 )
 from torch import nn
 
-from tinkering.engines.look import program
 from tinkering.engines.table import ENGINES
 from tinkering.errors import ArgumentError, UnsupportedLayerError
 from tinkering.evaluation.entry import forward, plan

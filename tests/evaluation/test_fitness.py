@@ -7,11 +7,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from small_nets import fitness_of
 from torch import nn
 
 from tinkering.engines.rating import checked
 from tinkering.errors import ArgumentError
-from tinkering.evaluation.entry import evaluate
 from tinkering.evaluation.fitness import accuracy, negative_cross_entropy
 from tinkering.population import PerturbedPopulation
 
@@ -93,7 +93,7 @@ class TestRatedApart:
 
     def rate(self, fitness, size=256, engine="auto"):
         population = PerturbedPopulation(self.MODEL, size, 0.5, antithetic=False)
-        return evaluate(self.MODEL, population, self.X, self.Y, fitness, engine=engine)
+        return fitness_of(self.MODEL, population, self.X, self.Y, fitness, engine=engine)
 
     @pytest.mark.parametrize("engine", ["factored", "sequential", "vmapped"])
     @pytest.mark.parametrize(
@@ -149,7 +149,7 @@ class TestRatedApart:
             return values - values.mean()
 
         population = PerturbedPopulation(self.MODEL, 6, 0.0)
-        evaluate(self.MODEL, population, self.X, self.Y, centred)
+        fitness_of(self.MODEL, population, self.X, self.Y, centred)
         with pytest.raises(ArgumentError, match="rates each member by itself"):
             self.rate(centred, 6)
 

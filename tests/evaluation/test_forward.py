@@ -16,6 +16,7 @@ from small_nets import (
     convnet,
     depends_on_data,
     engine_for,
+    fitness_of,
     inputs_for,
     loop,
     made,
@@ -31,7 +32,7 @@ from small_nets import (
 from tinkering.engines.table import ENGINES
 from tinkering.errors import ArgumentError, UnsupportedLayerError
 from tinkering.evaluation.batchnorm import Reference
-from tinkering.evaluation.entry import evaluate, forward
+from tinkering.evaluation.entry import forward
 from tinkering.evaluation.fitness import accuracy, negative_cross_entropy
 from tinkering.noise import Dense, LowRank, Separable
 from tinkering.population import PerturbedPopulation
@@ -212,7 +213,7 @@ class TestEvaluate:
         population = population_of(model, size=10)
         x = inputs_for(convnet, *([10] if in_dims == (0, 0) else []), 7)
         y = torch.randint(5, x.shape[:-3])
-        result = evaluate(model, population, x, y, fitness, in_dims, engine=engine)
+        result = fitness_of(model, population, x, y, fitness, in_dims, engine=engine)
         expected = fitness(loop(population, x, in_dims), y.expand(10, 7))
         assert result.shape == (10,)
         torch.testing.assert_close(result, expected, rtol=1e-4, atol=1e-4)
@@ -223,7 +224,7 @@ class TestEvaluate:
         population = population_of(model)
         x, y = inputs_for(perceptron, 4), torch.tensor([0, 4, 2, 2])
         expected = torch.stack([-F.cross_entropy(logits, y) for logits in loop(population, x)])
-        torch.testing.assert_close(evaluate(model, population, x, y), expected)
+        torch.testing.assert_close(fitness_of(model, population, x, y), expected)
 
     @engines
     def test_a_fitness_is_called_with_the_labels_of_its_members(self, engine):
@@ -239,6 +240,6 @@ class TestEvaluate:
             return labels[:, 0].float()
 
         population = population_of(model, size=90)
-        result = evaluate(model, population, x, y, label, (0, 0), engine=engine)
+        result = fitness_of(model, population, x, y, label, (0, 0), engine=engine)
         assert result.tolist() == list(range(90))
         assert sum(seen) == 90

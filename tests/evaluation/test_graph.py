@@ -6,11 +6,10 @@ import weakref
 import pytest
 import torch
 from graph_nets import FUSES, FUSES_NOT, conv, norm
-from small_nets import loop
+from small_nets import captured, loop
 from torch import nn
 
 import tinkering
-from tinkering.graph.capture import capture
 from tinkering.graph.program import LINEAR, NORM, Fused, Program
 from tinkering.layers.centre import layer
 from tinkering.population import PerturbedPopulation
@@ -50,12 +49,12 @@ def letters(step):
 
 
 def steps_of(model):
-    return " ".join(letters(step) for step in Program(capture(model, images())).steps)
+    return " ".join(letters(step) for step in Program(captured(model, images())).steps)
 
 
 def run(model, x, dtype=torch.float32, watch=lambda *_: None):
     """Run a module's steps with layers of its own weights."""
-    program = Program(capture(model, x))
+    program = Program(captured(model, x))
     state = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     values = program.captured.values({name: v.detach() for name, v in state.items()})
     layers = {step.last.name: layer(step, values, dtype) for step in program.fused}
@@ -144,7 +143,7 @@ class TestMemory:
 
     def test_each_value_is_released_once_and_the_output_never(self):
         for model, _ in NETS.values():
-            program = Program(capture(model, images()))
+            program = Program(captured(model, images()))
             released = [name for _, names in program.walk() for name in names]
             made = {
                 step.last.name if isinstance(step, Fused) else step.name
@@ -155,7 +154,7 @@ class TestMemory:
     def test_a_residual_is_overwritten_only_where_nobody_else_reads_it(self):
         may = {}
         for name, (model, _) in NETS.items():
-            program = Program(capture(model, images()))
+            program = Program(captured(model, images()))
             adding = [step for step in program.fused if step.residual is not None]
             may[name] = [program.may_overwrite_residual(step) for step in adding]
         assert may["residual block"] == [True]
@@ -173,5 +172,5 @@ class TestModes:
 
 
 def test_makes_output():
-    program = Program(capture(NETS["residual block"][0], images()))
+    program = Program(captured(NETS["residual block"][0], images()))
     assert [program.makes_output(step) for step in program.fused] == [False, False, True]

@@ -6,10 +6,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from small_nets import captured
 from torch import nn
 
 from tinkering.engines import memory
-from tinkering.graph.capture import capture
 from tinkering.graph.program import Program
 from tinkering.native import free_memory as system
 
@@ -87,7 +87,7 @@ class Wide(nn.Module):
 
 class TestFootprint:
     def of(self, model, *shape):
-        return memory.footprint(Program(capture(model.eval(), torch.zeros(3, *shape))))
+        return memory.footprint(Program(captured(model.eval(), torch.zeros(3, *shape))))
 
     def test_by_hand(self):
         """The most is at the tanh: images, input and result are held, and worked on."""
@@ -121,6 +121,6 @@ class TestFootprint:
 
     def test_it_does_not_depend_on_how_many_images_the_example_had(self):
         model = Wide().eval()
-        one, five = (Program(capture(model, torch.zeros(n, 1, 8, 8))) for n in (1, 5))
+        one, five = (Program(captured(model, torch.zeros(n, 1, 8, 8))) for n in (1, 5))
         assert memory.footprint(one) == memory.footprint(five)
         assert memory.footprint(one) is memory.footprint(one)

@@ -6,13 +6,13 @@ import random
 import pytest
 import torch
 import torch.nn.functional as F
-from small_nets import inputs_for, made, make, population_of, transformer, vgg
+from small_nets import fitness_of, inputs_for, made, make, population_of, transformer, vgg
 from torch import nn
 
 from tinkering.engines.table import ENGINES
 from tinkering.errors import ArgumentError
 from tinkering.evaluation.batchnorm import Reference
-from tinkering.evaluation.entry import evaluate, forward, plan
+from tinkering.evaluation.entry import forward, plan
 from tinkering.population import PerturbedPopulation, StackedPopulation
 
 MODEL = nn.Linear(8, 4).eval()
@@ -25,12 +25,18 @@ def stacked(size=6):
 
 def message(**changes):
     """What `evaluate` says; `forward` and `plan` say the same where they can."""
-    given = {"model": MODEL, "population": population_of(MODEL), "x": X, "y": Y, **changes}
+    given = {
+        "model": MODEL,
+        "population": population_of(MODEL),
+        "inputs": X,
+        "targets": Y,
+        **changes,
+    }
     with pytest.raises(ArgumentError) as caught:
-        evaluate(**given)
+        fitness_of(**given)
     assert isinstance(caught.value, ValueError)
-    if not {"y", "fitness", "memory"} & set(changes):
-        del given["y"]
+    if not {"targets", "fitness", "memory"} & set(changes):
+        del given["targets"]
         for function in (forward, plan):
             with pytest.raises(ArgumentError) as again:
                 function(**given)
@@ -91,7 +97,7 @@ class TestOptions:
 
     @pytest.mark.parametrize("engine", ["auto", *ENGINES])
     def test_too_little_memory(self, engine):
-        part = "a batch" if engine == "vmapped" else "one image"
+        part = "a batch" if engine == "vmapped" else "one example"
         advice = " Give it more, or evaluate in smaller batches." if engine == "vmapped" else ""
         found = message(memory=1, engine=engine)
         start, end = "memory: needed at least ", f" bytes, for {part} of one member, got 1.{advice}"
@@ -102,27 +108,32 @@ class TestOptions:
 
     @pytest.mark.parametrize("in_dims", [(None, 0), (None, None), (1, None), (0, 1)])
     def test_in_dims(self, in_dims):
-        assert message(in_dims=in_dims) == (
-            "in_dims: needed (0, None) for one batch shared by all members or (0, 0) for a batch "
-            f"each, got {in_dims}."
-        )
+        said = message(in_dims=in_dims)
+        if in_dims[0] == 0:
+            advice = "Move the members' axis to the front: x.movedim(axis, 0)."
+            assert said == f"in_dims: needed 0 or None for every tensor, got 1. {advice}"
+        else:
+            assert said == (
+                "in_dims: needed (0, None), (0, 0), or (0, tree), the axes of the population and of "
+                f"the inputs, got {in_dims}."
+            )
 
 
 class TestImages:
     @pytest.mark.parametrize("shape", [(0, 8), (5, 0)])
     def test_none(self, shape):
-        assert message(x=torch.zeros(shape)) == (
-            f"x: needed at least one image, got {list(shape)}."
+        assert message(inputs=torch.zeros(shape)) == (
+            f"inputs: needed at least one example, got {list(shape)}."
         )
 
     @pytest.mark.parametrize("shape", [(5, 8), (7, 5, 8), (1, 5, 8), (6,)])
     def test_no_batch_for_each_member(self, shape):
-        assert message(x=torch.zeros(shape), in_dims=(0, 0)) == (
-            f"x: needed [members, batch, ...] with 6 members, got {list(shape)}."
+        assert message(inputs=torch.zeros(shape), in_dims=(0, 0)) == (
+            f"inputs: needed [members, batch, ...] with 6 members, got {list(shape)}."
         )
 
     def test_a_number(self):
-        assert message(x=torch.tensor(1.0)) == "x: needed [batch, ...], got []."
+        assert message(inputs=torch.tensor(1.0)) == "inputs: needed [batch, ...], got []."
 
     @pytest.mark.parametrize(
         ("build", "x"),
@@ -139,15 +150,15 @@ class TestImages:
     def test_what_the_module_does_not_take(self, build, x):
         model = made(build)
         for engine in ENGINES:
-            found = message(model=model, population=population_of(model), x=x, engine=engine)
+            found = message(model=model, population=population_of(model), inputs=x, engine=engine)
             assert found.startswith(
-                f"x: needed examples that {type(model).__name__} takes, [batch, ...] for each "
+                f"inputs: needed examples that {type(model).__name__} takes, [batch, ...] for each "
                 f"member, got {list(x.shape)} of {x.dtype} ("
             )
 
     def test_on_another_device(self):
-        assert message(x=torch.zeros(5, 8, device="meta")) == (
-            "x: needed a tensor on cpu, as the population's, got meta."
+        assert message(inputs=torch.zeros(5, 8, device="meta")) == (
+            "inputs: needed a tensor on cpu, as the population's, got meta."
         )
 
     @pytest.mark.parametrize(
@@ -162,8 +173,14 @@ class TestImages:
         ],
     )
     def test_labels_that_do_not_fit(self, in_dims, x, y, needed):
-        found = message(in_dims=in_dims, x=torch.zeros(x), y=torch.zeros(y, dtype=torch.long))
-        assert found == f"y: needed a label for every image of x, {needed}, got {list(y)}."
+        found = message(
+            in_dims=in_dims, inputs=torch.zeros(x), targets=torch.zeros(y, dtype=torch.long)
+        )
+        if y == (5, 1):  # a target for every example, and yet no labels
+            assert found.startswith("targets: needed a label for every row of logits, [")
+        else:
+            said = f"targets: needed a target for every example of the inputs, {needed}"
+            assert found == f"{said}, got {list(y)}."
 
 
 class TestPopulation:
@@ -228,9 +245,9 @@ class TestPopulation:
         model[1].running_mean[2] = float("nan")
         x, y = inputs_for(vgg, 5), Y
         wanted = "needed finite buffers, got nan in '1.running_mean'."
-        found = message(model=model, population=population, x=x, y=y)
+        found = message(model=model, population=population, inputs=x, targets=y)
         assert found == f"population: {wanted}"
-        found = message(model=model, population=population.with_buffers({}), x=x, y=y)
+        found = message(model=model, population=population.with_buffers({}), inputs=x, targets=y)
         assert found == f"model: {wanted}"
         assert torch.isfinite(forward(model, population, x, norm="batch")).all()
 
@@ -239,7 +256,7 @@ class TestModule:
     def test_a_norm_in_train_mode(self):
         model = copy.deepcopy(made(vgg))
         model[4].train()
-        assert message(model=model, population=population_of(model), x=inputs_for(vgg, 5)) == (
+        assert message(model=model, population=population_of(model), inputs=inputs_for(vgg, 5)) == (
             "model: needed BatchNorm layers in eval mode, because members cannot train the "
             "running statistics of one module, got '4' in train mode. Call model.eval(), or pass "
             'norm="batch" for the statistics of each member\'s batch.'
@@ -262,9 +279,9 @@ class TestFitness:
         members = plan(MODEL, population_of(MODEL), X).tiles.members
         shape = [members if size == "members" else size for size in shape]
         assert message(fitness=fitness) == (
-            f"fitness: needed a tensor of shape [members] = [{members}], one number a member, "
+            f"fitness: needed a tensor of shape [members] = [{members}], one scalar per member, "
             f"got a tensor of shape {shape}. "
-            "Average over the images of a member (dimension 1), not over the members."
+            "Average over the examples of a member (dimension 1), not over the members."
         )
 
 

@@ -5,12 +5,11 @@ import torch
 import torch.nn.functional as F
 from graph_nets import FUSES, Net, conv, norm
 from perturbed import held_parameters, perturbed
-from small_nets import Shared, inputs_for, made, perceptron, resnet
+from small_nets import Shared, inputs_for, made, perceptron, program, resnet
 from torch import nn
 
 from tinkering.engines.activation_targets import find_targets
 from tinkering.engines.activations import count_layers, evaluate_outputs
-from tinkering.engines.look import program
 from tinkering.errors import UnsupportedLayerError
 
 

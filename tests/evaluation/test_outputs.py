@@ -760,12 +760,12 @@ class TestRefusals:
 
     def test_no_images(self):
         message = self.said(ArgumentError, x=torch.zeros(0, 8))
-        assert message == "x: needed at least one image, got [0, 8]."
+        assert message == "inputs: needed at least one image, got [0, 8]."
 
     @pytest.mark.parametrize("shape", [(2,), (4,), (3, 1), ()], ids=str)
     def test_labels_that_do_not_fit(self, shape):
         message = self.said(ArgumentError, y=torch.zeros(shape, dtype=torch.long))
-        assert message == f"y: needed a label for every image of x, [3], got {list(shape)}."
+        assert message == f"targets: needed a label for every image of x, [3], got {list(shape)}."
 
     def test_a_fitness_of_all_members_together(self, set_threads):
         set_threads(1)  # all images in a tile
@@ -797,7 +797,7 @@ class TestRefusals:
 
     def test_images_that_the_module_does_not_take(self):
         assert self.said(ArgumentError, x=torch.zeros(3, 7)).startswith(
-            "x: needed examples that Sequential takes, [batch, ...] for each member, got [3, 7]"
+            "inputs: needed examples that Sequential takes, [batch, ...] for each member, got [3, 7]"
         )
 
     def test_images_that_are_not_independent(self):

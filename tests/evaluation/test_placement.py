@@ -4,10 +4,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from small_nets import captured
 from torch import fx, nn
 
 from tinkering.graph.batch_axis import Placement, place_images
-from tinkering.graph.capture import capture
 
 
 class Does(nn.Module):
@@ -54,9 +54,9 @@ FORWARDS = {
 }
 
 
-def values_of(captured, model, x):
+def values_of(taken, model, x):
     """The value of every node, by the node's name."""
-    values = captured.values({name: value.detach() for name, value in model.named_parameters()})
+    values = taken.values({name: value.detach() for name, value in model.named_parameters()})
 
     class Remember(fx.Interpreter):
         def run_node(self, node):
@@ -65,10 +65,10 @@ def values_of(captured, model, x):
                 self.seen[node.name] = result
             return result
 
-    interpreter = Remember(fx.GraphModule({}, captured.graph))
+    interpreter = Remember(fx.GraphModule({}, taken.graph))
     interpreter.seen = {}
-    names = [node.name for node in captured.graph.nodes if node.op == "placeholder"]
-    interpreter.run(*[x if name == captured.images else values[name] for name in names])
+    names = [node.name for node in taken.graph.nodes if node.op == "placeholder"]
+    interpreter.run(*[x if name == taken.images else values[name] for name in names])
     return interpreter.seen
 
 
@@ -76,13 +76,13 @@ def values_of(captured, model, x):
 def test_each_image_is_where_it_would_be_alone(name):
     model = Does(FORWARDS[name]).eval()
     x = torch.randn(5, 7, 4)
-    captured = capture(model, x)
-    (images,) = (node for node in captured.graph.nodes if node.name == captured.images)
-    together = values_of(captured, model, x)
-    alone = [values_of(captured, model, x[i : i + 1]) for i in range(5)]
+    taken = captured(model, x)
+    (images,) = (node for node in taken.graph.nodes if node.name == taken.images)
+    together = values_of(taken, model, x)
+    alone = [values_of(taken, model, x[i : i + 1]) for i in range(5)]
     placed = 0
-    for node in captured.graph.nodes:
-        if node.op == "output" or node.name in captured.parameters:
+    for node in taken.graph.nodes:
+        if node.op == "output" or node.name in taken.parameters:
             continue
         placement = place_images(node, images)
         value = together[node.name]
@@ -105,9 +105,9 @@ def test_each_image_is_where_it_would_be_alone(name):
 
 def place(model, x, target):
     """Where the images are in what an operation makes."""
-    captured = capture(model.eval(), x)
-    (images,) = (node for node in captured.graph.nodes if node.name == captured.images)
-    (node,) = (node for node in captured.graph.nodes if node.name == target)
+    taken = captured(model.eval(), x)
+    (images,) = (node for node in taken.graph.nodes if node.name == taken.images)
+    (node,) = (node for node in taken.graph.nodes if node.name == target)
     return place_images(node, images)
 
 

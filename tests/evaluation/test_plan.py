@@ -10,6 +10,7 @@ from small_nets import (
     assert_close,
     convnet,
     depends_on_data,
+    fitness_of,
     inputs_for,
     loop,
     made,
@@ -23,7 +24,7 @@ from tinkering.engines.job import Tiles
 from tinkering.engines.table import ENGINES
 from tinkering.errors import ArgumentError
 from tinkering.evaluation import entry as door
-from tinkering.evaluation.entry import evaluate, forward, plan
+from tinkering.evaluation.entry import forward, plan
 
 both_in_dims = pytest.mark.parametrize("in_dims", [(0, None), (0, 0)], ids=str)
 MEMBERS, IMAGES = 9, 5
@@ -60,12 +61,12 @@ class TestTiles:
         options = {"engine": engine, "norm": norm}
         whole = forward(model, population, x, in_dims, **options)
         assert_close(whole, loop(population, x, in_dims, of_batch=norm == "batch"))
-        fitness = evaluate(model, population, x, y, in_dims=in_dims, **options)
+        fitness = fitness_of(model, population, x, y, in_dims=in_dims, **options)
         for members, images in ((1, 1), (1, 64), (7, 7), (64, 1)):
             # The statistics of a batch need all of it; the planner never cuts it then.
             tiled(members, max(images, IMAGES) if norm == "batch" else images)
             assert_close(forward(model, population, x, in_dims, **options), whole, 1e-5)
-        again = evaluate(model, population, x, y, in_dims=in_dims, **options)
+        again = fitness_of(model, population, x, y, in_dims=in_dims, **options)
         torch.testing.assert_close(again, fitness, rtol=1e-5, atol=1e-5)
 
     @pytest.mark.parametrize("engine", ["factored", "sequential"])
@@ -165,9 +166,9 @@ class TestMemory:
         x, y = inputs_for(InPlace, 40), torch.zeros(40, dtype=torch.long)
         least = self.least((model, population, x), {"engine": "sequential"})
         memory = least - 4 * 40 * 5 * 4 + 4 * 4  # a number each, in place of 40 x 5
-        assert len(evaluate(model, population, x, y, engine="sequential", memory=memory)) == 4
+        assert len(fitness_of(model, population, x, y, engine="sequential", memory=memory)) == 4
         with pytest.raises(ArgumentError, match="at least"):
-            evaluate(model, population, x, y, engine="sequential", memory=memory - 1)
+            fitness_of(model, population, x, y, engine="sequential", memory=memory - 1)
 
 
 class TestPortions:

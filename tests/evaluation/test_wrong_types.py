@@ -16,6 +16,8 @@ import numpy as np
 import torch
 from torch import nn
 import tinkering
+from small_nets import fitness_of
+
 from tinkering import *
 
 warnings.simplefilter("ignore")
@@ -40,14 +42,14 @@ outputs = OutputEvolution().ask(OutputEvolution().init(params))
 calls = {
     "x array": lambda: forward(model, members, x.numpy()),
     "x list": lambda: forward(model, members, [[1.0] * 4]),
-    "y array": lambda: evaluate(model, members, x, y.numpy()),
-    "y list": lambda: evaluate(model, members, x, [0, 0]),
-    "y int32": lambda: evaluate(model, members, x, y.int()),
-    "y too large": lambda: evaluate(model, members, x, y + 3),
-    "y negative": lambda: evaluate(model, members, x, y - 1),
-    "fitness array": lambda: evaluate(model, members, x, y, lambda l, t: np.zeros(len(l))),
-    "fitness list": lambda: evaluate(model, members, x, y, lambda l, t: [0.0] * len(l)),
-    "fitness complex": lambda: evaluate(
+    "y array": lambda: fitness_of(model, members, x, y.numpy()),
+    "y list": lambda: fitness_of(model, members, x, [0, 0]),
+    "y int32": lambda: fitness_of(model, members, x, y.int()),
+    "y too large": lambda: fitness_of(model, members, x, y + 3),
+    "y negative": lambda: fitness_of(model, members, x, y - 1),
+    "fitness array": lambda: fitness_of(model, members, x, y, lambda l, t: np.zeros(len(l))),
+    "fitness list": lambda: fitness_of(model, members, x, y, lambda l, t: [0.0] * len(l)),
+    "fitness complex": lambda: fitness_of(
         model, members, x, y, lambda l, t: torch.zeros(len(l), dtype=torch.complex64)
     ),
     "model": lambda: forward(params, members, x),
@@ -93,13 +95,13 @@ AXIS = (
 KINDS = "StackedPopulation and PerturbedPopulation make one of modules or parameters."
 ALONE = "Hand in the others as a dict: it stays as it is then."
 SAID = {
-    "x array": f"x: needed a tensor, got an ndarray. {TENSOR}",
-    "x list": f"x: needed a tensor, got a list. {TENSOR}",
-    "y array": f"y: needed a tensor, got an ndarray. {TENSOR}",
-    "y list": f"y: needed a tensor, got a list. {TENSOR}",
-    "y int32": "y: needed labels of torch.int64, got torch.int32. Call y.long().",
-    "y too large": "y: needed labels from 0 to 2, as there are 3 outputs, got 3.",
-    "y negative": "y: needed labels from 0 to 2, as there are 3 outputs, got -1.",
+    "x array": f"inputs: needed a tensor, got an ndarray. {TENSOR}",
+    "x list": f"inputs: needed a tensor, got a list. {TENSOR}",
+    "y array": f"targets: needed a tensor, got an ndarray. {TENSOR}",
+    "y list": f"targets: needed a tensor, got a list. {TENSOR}",
+    "y int32": "targets: needed labels of torch.int64, got torch.int32. Call y.long().",
+    "y too large": "targets: needed labels from 0 to 2, as there are 3 outputs, got 3.",
+    "y negative": "targets: needed labels from 0 to 2, as there are 3 outputs, got -1.",
     "fitness array": "fitness: needed a tensor of shape [members] = [*], one number a member, got "
     f"an ndarray. {TENSOR}",
     "fitness list": "fitness: needed a tensor of shape [members] = [*], one number a member, got "
@@ -110,10 +112,10 @@ SAID = {
     "population dict": f"population: needed a Population, got a dict. {KINDS}",
     "population outputs": f"population: needed a Population, got a PerturbedOutputs. {KINDS}",
     "outputs population": "population: needed a PerturbedOutputs, got a PerturbedPopulation.",
-    "outputs y": f"y: needed a tensor, got a list. {TENSOR}",
-    "observations": "x: needed examples that Sequential takes, [batch, ...] for each member, got "
+    "outputs y": f"targets: needed a tensor, got a list. {TENSOR}",
+    "observations": "inputs: needed examples that Sequential takes, [batch, ...] for each member, got "
     f"[4] of torch.float32 (*). {AXIS}",
-    "one observation": "x: needed examples that Sequential takes, [batch, ...] for each member, "
+    "one observation": "inputs: needed examples that Sequential takes, [batch, ...] for each member, "
     f"got [4] of torch.float32 (*). {AXIS}",
     "lstm vmapped": "Last: no member-wise form of its forward under torch.func.vmap (*) is known.",
     "centre list": "model: needed tensors by name, got a list.",
@@ -136,7 +138,7 @@ SAID = {
     f"in 'a'. {ALONE}",
     "tell array": f"fitness: needed a tensor of shape [4], got an ndarray. {TENSOR}",
     "tell list": f"fitness: needed a tensor of shape [4], got a list. {TENSOR}",
-    "recalibrate": f"x: needed a tensor, got a list. {TENSOR}",
+    "recalibrate": f"inputs: needed a tensor, got a list. {TENSOR}",
 }
 
 

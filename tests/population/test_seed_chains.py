@@ -6,9 +6,10 @@ import sys
 
 import pytest
 import torch
+from small_nets import fitness_of
 from torch import nn
 
-from tinkering import evaluate, forward
+from tinkering import forward
 from tinkering.evaluation.entry import plan
 from tinkering.noise import Dense, LowRank, Separable, Stream, draw
 from tinkering.population import Mutation, Population, SeedChainPopulation
@@ -129,7 +130,7 @@ def test_is_evaluated_as_a_loop_over_modules(engine):
         expected = torch.stack([population.materialise(i)(x) for i in range(7)])
     result = forward(model, population, x, engine=engine)
     torch.testing.assert_close(result, expected, rtol=1e-4, atol=1e-5)
-    fitness = evaluate(model, population, x, torch.tensor([0, 1, 2, 0, 1]), engine=engine)
+    fitness = fitness_of(model, population, x, torch.tensor([0, 1, 2, 0, 1]), engine=engine)
     assert fitness.shape == (7,)
     assert len(fitness.unique()) == 7
     assert plan(model, population, x).engine == "sequential"

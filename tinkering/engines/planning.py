@@ -111,7 +111,7 @@ def make_plan(
             raise ArgumentError(
                 "memory",
                 f"at least {sizes.needed(tiles):,} bytes, for "
-                f"{'a batch' if whole else 'one image'} of one member",
+                f"{'a batch' if whole else 'one example'} of one member",
                 f"{budget:,}",
                 "Give it more, or evaluate in smaller batches." if whole else "",
             )

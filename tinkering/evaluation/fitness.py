@@ -13,8 +13,8 @@ def negative_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     """Return minus the mean cross-entropy of each member, in nats.
 
     Args:
-        logits: ``[members, batch, classes]``.
-        labels: ``[members, batch]``, int64, from 0 to classes - 1.
+        logits: ``[members, batch, ..., classes]``.
+        labels: ``[members, batch, ...]``, int64, from 0 to classes - 1.
 
     Raises:
         ArgumentError: (a ``ValueError``) the labels are none of these.
@@ -24,18 +24,19 @@ def negative_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
         tensor([-0.6931, -0.6931, -0.6931])
     """
     if labels.dtype != torch.int64:
-        raise ArgumentError("y", "labels of torch.int64", labels.dtype, "Call y.long().")
-    _require_classes(labels, logits.shape[-1])
-    losses = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none")
-    return -losses.view(labels.shape).mean(1)
+        advice = "Call labels.long()."
+        raise ArgumentError("targets", "labels of torch.int64", labels.dtype, advice)
+    _require_labels(labels, logits)
+    losses = F.cross_entropy(logits.flatten(0, -2), labels.flatten(), reduction="none")
+    return -losses.view(len(labels), -1).mean(1)
 
 
 def accuracy(logits: Tensor, labels: Tensor) -> Tensor:
     """Return each member's share of right answers, 0 to 1.
 
     Args:
-        logits: ``[members, batch, classes]``.
-        labels: ``[members, batch]``, integers from 0 to classes - 1.
+        logits: ``[members, batch, ..., classes]``.
+        labels: ``[members, batch, ...]``, integers from 0 to classes - 1.
 
     Raises:
         ArgumentError: (a ``ValueError``) the labels are none of these.
@@ -44,12 +45,16 @@ def accuracy(logits: Tensor, labels: Tensor) -> Tensor:
         >>> accuracy(torch.tensor([[[0.0, 1.0], [1.0, 0.0]]]), torch.tensor([[1, 1]]))
         tensor([0.5000])
     """
-    _require_classes(labels, logits.shape[-1])
-    return (logits.argmax(2) == labels).float().mean(1)
+    _require_labels(labels, logits)
+    return (logits.argmax(-1) == labels).float().flatten(1).mean(1)
 
 
-def _require_classes(labels: Tensor, classes: int) -> None:
+def _require_labels(labels: Tensor, logits: Tensor) -> None:
+    if labels.shape != logits.shape[:-1]:
+        needed = f"a label for every row of logits, {list(logits.shape[:-1])}"
+        raise ArgumentError("targets", needed, list(labels.shape))
     low, high = (int(bound) for bound in torch.aminmax(labels))
+    classes = logits.shape[-1]
     if low < 0 or high >= classes:
         needed = f"labels from 0 to {classes - 1}, as there are {classes} outputs"
-        raise ArgumentError("y", needed, low if low < 0 else high)
+        raise ArgumentError("targets", needed, low if low < 0 else high)

@@ -136,7 +136,7 @@ def _probed(model: nn.Module, signature: Signature, tensors: Sequence[Tensor]) -
     again = call(given)[0]
     before = _held(copied)
     # Another thread may draw at the time, but hardly each time.
-    if all(_draws_elsewhere(call, given) for _ in range(3)):
+    if all(call.draws_elsewhere(given) for _ in range(3)):
         came = f"{type(model).__name__}, which draws from Python's or NumPy's"
         raise ArgumentError("model", "a forward that draws from PyTorch's generator", came)
     changed = _changed(before, _held(copied))
@@ -259,6 +259,20 @@ class _Call:
             result = self.model(*args, **kwargs)
             return result, not torch.equal(before, torch.get_rng_state())
 
+    def draws_elsewhere(self, tensors: Sequence[Tensor]) -> bool:
+        """Return whether Python's or NumPy's generator moves, and leave them as they were."""
+        args, kwargs = self._signature.arguments([value.clone() for value in tensors])
+        with LOCK, torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            python, numpy = random.getstate(), np.random.get_state(legacy=False)  # noqa: NPY002
+            self.model(*args, **kwargs)
+            moved = random.getstate() != python
+            moved = moved or str(np.random.get_state(legacy=False)) != str(numpy)  # noqa: NPY002
+            if moved:
+                random.setstate(python)
+                np.random.set_state(numpy)  # noqa: NPY002
+            return moved
+
     def names(self) -> list[str]:
         """Return what the tensors are called in messages."""
         return self._signature.tree.names()
@@ -286,18 +300,6 @@ def _require_taken(call: _Call, mixed: list[Tensor], tensors: Sequence[Tensor]) 
         )
         said.__cause__ = error
         raise _NotTakenError(said) from error
-
-
-def _draws_elsewhere(call: _Call, tensors: Sequence[Tensor]) -> bool:
-    """Return whether Python's or NumPy's generator moves meanwhile, and leave them as they were."""
-    python, numpy = random.getstate(), np.random.get_state(legacy=False)  # noqa: NPY002
-    call(tensors)
-    moved = random.getstate() != python
-    moved = moved or str(np.random.get_state(legacy=False)) != str(numpy)  # noqa: NPY002
-    if moved:
-        random.setstate(python)
-        np.random.set_state(numpy)  # noqa: NPY002
-    return moved
 
 
 def _stirring() -> Callable[[Tensor], Tensor]:

@@ -191,13 +191,12 @@ def batch_of(signature: Signature, tensors: Sequence[Tensor], members: int) -> B
     examples: int | None = None
     for at, (value, axes) in enumerate(zip(tensors, signature.axes, strict=True)):
         shape = value.shape
-        if axes.members and (not shape or shape[0] != members):
+        if axes.members and (len(shape) < 1 + axes.examples or shape[0] != members):
             needed = f"[members, batch, ...] with {members} members"
             raise ArgumentError(signature.tree.names()[at], needed, list(shape))
         if axes.examples:
-            if len(shape) <= axes.members:
-                needed = "[members, batch, ...]" if axes.members else "[batch, ...]"
-                raise ArgumentError(signature.tree.names()[at], needed, list(shape))
+            if not shape:
+                raise ArgumentError(signature.tree.names()[at], "[batch, ...]", [])
             came = shape[1] if axes.members else shape[0]
             if examples is None:
                 examples = came
