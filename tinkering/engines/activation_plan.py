@@ -1,4 +1,4 @@
-"""How an evaluation of perturbed outputs will be done: images at a time, threads, memory."""
+"""How an evaluation of perturbed activations will be done: examples at a time, threads, memory."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from tinkering.engines.planning import images_in_cache
 from tinkering.errors import ArgumentError
 from tinkering.graph.program import Program
 from tinkering.layers.centre import Values
-from tinkering.population.perturbed_outputs import PerturbedOutputs
+from tinkering.population import PerturbedActivations
 
 _MIB = 1 << 20
 
 
 @dataclass(frozen=True)
-class OutputPlan:
-    """How members that perturb outputs are evaluated."""
+class ActivationPlan:
+    """How members whose activations are perturbed are evaluated."""
 
     images: int
     """At a time on a thread, each with all its members."""
@@ -33,21 +33,21 @@ class OutputPlan:
 
     def __str__(self) -> str:
         return (
-            f"perturbed outputs: {self.images} images a run, {self.threads} threads, "
+            f"perturbed activations: {self.images} images a run, {self.threads} threads, "
             f"{str(self.dtype).removeprefix('torch.')}\n"
             f"about {self.needed / _MIB:,.0f} MiB of {self.budget / _MIB:,.0f} MiB"
         )
 
 
-def make_output_plan(
+def make_activation_plan(
     steps: Program,
     values: Values,
     targets: list[Target],
     images: int,
-    population: PerturbedOutputs,
+    population: PerturbedActivations,
     dtype: torch.dtype,
     budget: int | None,
-) -> OutputPlan:
+) -> ActivationPlan:
     """Return the plan: portions that fit the caches and the budget.
 
     Args:
@@ -65,7 +65,7 @@ def make_output_plan(
     budget = memory.default_budget() if budget is None else budget
     one = memory.footprint(steps)
     weights = sum(values[name].numel() for name in steps.captured.parameters) * dtype.itemsize
-    threads, members = torch.get_num_threads(), population.members
+    threads, members = torch.get_num_threads(), population.samples
     # Of further readings: the noise, the logits with it, and what the fitness makes of those.
     further = population.readings - 1 if population.blur else 0
     peak = one.peak + 4 * further * one.output
@@ -83,4 +83,4 @@ def make_output_plan(
     if needed > budget:
         advice = "Give it more, or fewer members an image, or fewer images a generation."
         raise ArgumentError("memory", f"at least {needed:,} bytes", f"{budget:,}", advice)
-    return OutputPlan(rows, threads, dtype, needed, budget)
+    return ActivationPlan(rows, threads, dtype, needed, budget)

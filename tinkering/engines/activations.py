@@ -17,97 +17,53 @@ al. 2020, "Learning with Differentiable Perturbed Optimizers" (arXiv 2002.08676)
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain, islice
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 
-from tinkering.engines.activation_plan import OutputPlan, make_output_plan
-from tinkering.engines.activation_scores import OutputScores, merged
-from tinkering.engines.activation_targets import Target, find_targets
-from tinkering.engines.look import look
+from tinkering.engines.activation_plan import ActivationPlan
+from tinkering.engines.activation_targets import Target
+from tinkering.engines.evaluation import Evaluation, merged
 from tinkering.engines.rating import Fitness, rated
 from tinkering.engines.thread_pool import map_in_order
-from tinkering.errors import ArgumentError, UnsupportedLayerError
-from tinkering.evaluation.fit import require_kinds, require_state_fits
-from tinkering.evaluation.fitness import negative_cross_entropy
 from tinkering.graph.program import Fused, Program, name_of
 from tinkering.layers.centre import Values
 from tinkering.layers.still import StillLayers
-from tinkering.population.perturbed_outputs import PerturbedOutputs
-from tinkering.required import require_tensor
+from tinkering.population import PerturbedActivations
 
 _IMAGES_A_SUM = 16
 """Few, so that there are parts for several workers; enough for a product of matrices."""
 
 
-@torch.no_grad()
-def evaluate_outputs(
-    model: nn.Module,
-    population: PerturbedOutputs,
+def run(
+    steps: Program,
+    values: Values,
+    targets: list[Target],
+    population: PerturbedActivations,
     x: Tensor,
     y: Tensor,
-    fitness: Fitness = negative_cross_entropy,
-    buffers: Mapping[str, Tensor] | None = None,
-    dtype: torch.dtype = torch.float32,
-    memory: int | None = None,
-    planned: OutputPlan | None = None,
-) -> OutputScores:
-    """Return the fitness of perturbed outputs, and the way up that it tells for the weights.
+    fitness: Fitness,
+    planned: ActivationPlan,
+) -> Evaluation:
+    """Return what perturbed activations were worth, and a gradient estimate for the weights.
+
+    The members are those of the first example first; those of an example layer after layer.
 
     Args:
-        model: the architecture, in eval mode; parameters that do not evolve are its own.
-        population: the centre, and how it is perturbed.
-        x: ``[images, ...]``.
-        y: labels, ``[images]``.
-        fitness: ``(logits [members, readings, classes], labels [members, readings]) ->
-            [members]``: a member sees a single image.
-        buffers: BatchNorm statistics; the model's own by default.
-        dtype: of the computation: float32 or bfloat16.
-        memory: bytes that it may take; half of what is free by default.
-        planned: the plan for more images, of which these are a part, so that theirs has the same
-            bits; `memory` does not count then. Decided here by default.
-
-    Raises:
-        ArgumentError: (a ``ValueError``) no image, labels that do not fit `x`, a centre that
-            does not fit the module, a fitness that is not one number a member, or memory that
-            does not suffice for one image.
-        UnsupportedLayerError: the module cannot be captured, mixes the images of a batch, is
-            random, or an evolving parameter is something else than the weight or bias of
-            convolutions and linear layers, or the shift of norms.
-
-    Example:
-        >>> from tinkering.noise import Stream
-        >>> model = nn.Sequential(nn.Linear(8, 4), nn.ReLU(), nn.Linear(4, 2)).eval()
-        >>> centre = {name: p.detach() for name, p in model.named_parameters()}
-        >>> members = PerturbedOutputs(centre, 6, 0.1, Stream(0, 0), lambda f: f - f.mean(1, True))
-        >>> x, y = torch.randn(5, 8), torch.zeros(5, dtype=torch.long)
-        >>> scores = evaluate_outputs(model, members, x, y)
-        >>> scores.fitness.shape, scores.ascent["0.weight"].shape
-        (torch.Size([60]), torch.Size([4, 8]))
+        steps: of the module.
+        values: its parameters and buffers, with the population's.
+        targets: the layers that are perturbed.
+        population: how they are.
+        x: ``[examples, ...]``.
+        y: labels, ``[examples]``.
+        fitness: of a member, which sees a single example.
+        planned: how many examples at a time.
     """
-    require_kinds(model, population, PerturbedOutputs)
-    require_tensor("x", x)
-    require_tensor("y", y)
-    if x.numel() == 0:
-        raise ArgumentError("x", "at least one image", list(x.shape))
-    if y.shape != x.shape[:1]:
-        raise ArgumentError("y", f"a label for every image of x, [{len(x)}]", list(y.shape))
-    if dtype not in (torch.float32, torch.bfloat16):
-        raise ArgumentError("dtype", "torch.float32 or torch.bfloat16", dtype)
-    require_state_fits(model, population.params, buffers or {})
-    steps = _program(model, x)
-    state = dict(model.named_parameters()) | dict(model.named_buffers())
-    state = {name: value.detach() for name, value in state.items()}
-    values = steps.captured.values(state | dict(population.params) | dict(buffers or {}))
-    targets = find_targets(steps, population.params, values)
-    run = _Run(steps, values, targets, population, fitness, dtype)
-    if planned is None:
-        planned = make_output_plan(steps, values, targets, len(x), population, dtype, memory)
+    one = _Run(steps, values, targets, population, fitness, planned.dtype)
     tiles = [
         [
             slice(at, min(at + planned.images, part.stop))
@@ -117,9 +73,9 @@ def evaluate_outputs(
     ]
     threads = planned.threads
     flat = chain.from_iterable(tiles)
-    done = iter(list(map_in_order(lambda tile: run(tile, x[tile], y[tile]), flat, threads)))
+    done = iter(list(map_in_order(lambda tile: one(tile, x[tile], y[tile]), flat, threads)))
     portions = [list(islice(done, len(part))) for part in tiles]
-    return merged(list(map_in_order(partial(_scores, targets, population), portions, threads)))
+    return merged(list(map_in_order(partial(_evaluation, targets, population), portions, threads)))
 
 
 def image_parts(images: int) -> list[slice]:
@@ -136,68 +92,26 @@ def image_parts(images: int) -> list[slice]:
     return [slice(at, min(at + _IMAGES_A_SUM, images)) for at in starts]
 
 
-def _scores(
-    targets: list[Target], population: PerturbedOutputs, portions: list[list[_Portion]]
-) -> OutputScores:
-    """Return the scores of some images from their portions, each a list over the targets."""
-    ascent = {name: torch.zeros_like(value) for name, value in population.params.items()}
-    images = sum(len(portion[0].fitness) for portion in portions)
+def _evaluation(
+    targets: list[Target], population: PerturbedActivations, portions: list[list[_Portion]]
+) -> Evaluation:
+    """Return what some examples' members came to, from portions, each a list over the targets."""
+    gradient = {name: torch.zeros_like(value) for name, value in population.params.items()}
+    examples = sum(len(portion[0].fitness) for portion in portions)
     for at, target in enumerate(targets):
-        change = torch.cat([portion[at].change for portion in portions]) / images
+        change = torch.cat([portion[at].change for portion in portions]) / examples
         given = {
             name: torch.cat([portion[at].given[name] for portion in portions])
             for name in portions[0][at].given
         }
         for name, value in target.to_parameters(given, change).items():
-            ascent[name] += value.to(ascent[name])
-    count = range(len(targets))
-    by_layer = [torch.cat([portion[at].fitness for portion in portions]) for at in count]
-    forwards = images * (1 + population.members * sum(target.cost for target in targets))
-    return OutputScores(torch.stack(by_layer), ascent, forwards)
-
-
-def plan_outputs(
-    model: nn.Module,
-    population: PerturbedOutputs,
-    x: Tensor,
-    dtype: torch.dtype = torch.float32,
-    memory: int | None = None,
-) -> OutputPlan:
-    """Return how `evaluate_outputs` would evaluate this.
-
-    The arguments and the errors are those of `evaluate_outputs`.
-    """
-    steps = _program(model, x)
-    values = steps.captured.values(dict(model.named_parameters()) | dict(model.named_buffers()))
-    targets = find_targets(steps, population.params, values)
-    return make_output_plan(steps, values, targets, len(x), population, dtype, memory)
-
-
-def count_layers(model: nn.Module, population: PerturbedOutputs, x: Tensor) -> int:
-    """Return how many layers' results are perturbed.
-
-    Args:
-        model: the architecture, in eval mode.
-        population: has the parameters that evolve.
-        x: ``[images, ...]``, what the module takes.
-
-    Raises:
-        UnsupportedLayerError: as in `evaluate_outputs`.
-    """
-    steps, state = _program(model, x), dict(model.named_parameters()) | dict(model.named_buffers())
-    return len(find_targets(steps, population.params, steps.captured.values(state)))
-
-
-def _program(model: nn.Module, x: Tensor) -> Program:
-    """Return the module's steps, or say why outputs cannot be perturbed one image at a time."""
-    name, seen = type(model).__name__, look(model, x)
-    # First: what is random differs between images as well.
-    if seen.random:
-        raise UnsupportedLayerError(name, "active dropout")
-    steps = seen.steps(model)
-    if seen.coupled:
-        raise UnsupportedLayerError(name, "its forward (the images of a batch are not independent)")
-    return steps
+            gradient[name] += value.to(gradient[name])
+    by_layer = [
+        torch.cat([portion[at].fitness for portion in portions]) for at in range(len(targets))
+    ]
+    fitness = torch.stack(by_layer, dim=1).flatten()  # [examples, layers, samples]
+    forwards = examples * (1 + population.samples * sum(target.cost for target in targets))
+    return Evaluation(fitness, gradient, forwards, evaluations=examples + len(fitness))
 
 
 @dataclass(frozen=True)
@@ -233,7 +147,7 @@ class _Run:
         steps: Program,
         values: Values,
         targets: list[Target],
-        population: PerturbedOutputs,
+        population: PerturbedActivations,
         fitness: Fitness,
         dtype: torch.dtype,
     ) -> None:
@@ -272,7 +186,7 @@ class _Run:
 
     def _at(self, centre: _Passed, first: int, y: Tensor, blur: Tensor) -> _Portion:
         """Perturb one layer's result, and let every member go on from there."""
-        members, stream = self._population.members, self._population.stream
+        members, stream = self._population.samples, self._population.stream
         target, result = centre.target, centre.result
         flat = _pixels_first(result).flatten(1)
         amount = self._population.sigma * _size(flat.float(), target.step.relu)
@@ -299,7 +213,7 @@ class _Run:
         for node, value in centre.needed.items():
             known[node.name] = value
             if node in target.along_images:
-                known[node.name] = _repeated(value, self._population.members)
+                known[node.name] = _repeated(value, self._population.samples)
             elif node in target.counts:
                 known[node.name] = target.counts[node](len(moved))
         known[name_of(target.step)] = moved

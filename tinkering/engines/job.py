@@ -14,7 +14,7 @@ from torch.func import functional_call
 
 from tinkering.graph.probe import LOCK
 from tinkering.graph.program import Program
-from tinkering.population import Population
+from tinkering.population import CountedPopulation
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Job:
     """The architecture, with the norm policy's layers."""
     source: nn.Module
     """The architecture that the user gave."""
-    population: Population
+    population: CountedPopulation
     batches: Tensor
     """``[members, batch, ...]``; a view where the batch is shared."""
     shared: bool

@@ -9,7 +9,7 @@ import torch
 from tinkering.engines import memory
 from tinkering.engines.job import Job, Tiles
 from tinkering.errors import ArgumentError
-from tinkering.population import PerturbedPopulation, Population
+from tinkering.population import CountedPopulation, PerturbedPopulation
 
 _CACHE = 2 << 20
 """Bytes of a run's largest activation: larger ones leave the processor's caches."""
@@ -180,7 +180,7 @@ class _Sizes:
         return self._logits + copies * self._weights + at_a_time
 
 
-def _noise_bytes(population: Population) -> int:
+def _noise_bytes(population: CountedPopulation) -> int:
     """Return the bytes of a member's noise as it is drawn; a pair shares it."""
     if not isinstance(population, PerturbedPopulation):
         return 0

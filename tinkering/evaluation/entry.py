@@ -22,14 +22,14 @@ from tinkering.evaluation.validation import (
     with_reference,
 )
 from tinkering.layers.onednn import bfloat16_is_fast
-from tinkering.population import Population
+from tinkering.population import CountedPopulation
 from tinkering.required import require_tensor
 
 
 @torch.no_grad()
 def forward(
     model: nn.Module,
-    population: Population,
+    population: CountedPopulation,
     x: Tensor,
     in_dims: InDims = (0, None),
     dtype: torch.dtype = torch.float32,
@@ -78,7 +78,7 @@ def forward(
 @torch.no_grad()
 def evaluate(
     model: nn.Module,
-    population: Population,
+    population: CountedPopulation,
     x: Tensor,
     y: Tensor,
     fitness: Fitness = negative_cross_entropy,
@@ -142,7 +142,7 @@ def evaluate(
 @torch.no_grad()
 def plan(
     model: nn.Module,
-    population: Population,
+    population: CountedPopulation,
     x: Tensor,
     in_dims: InDims = (0, None),
     dtype: torch.dtype = torch.float32,
@@ -169,7 +169,7 @@ def plan(
 
 def plan_evaluation(
     model: nn.Module,
-    population: Population,
+    population: CountedPopulation,
     x: Tensor,
     in_dims: InDims = (0, None),
     dtype: torch.dtype = torch.float32,
@@ -198,7 +198,7 @@ def fastest_dtype() -> torch.dtype:
 
 
 def _planned(
-    model: nn.Module, population: Population, x: Tensor, options: Options, keeps_logits: bool
+    model: nn.Module, population: CountedPopulation, x: Tensor, options: Options, keeps_logits: bool
 ) -> tuple[Plan, Run, Job]:
     """Return the plan, the prepared engine and the job, after checking the arguments."""
     check(model, population, x, options)

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from tinkering.errors import ArgumentError
-from tinkering.population import PerturbedPopulation, Population, StackedPopulation
+from tinkering.population import CountedPopulation, PerturbedPopulation, StackedPopulation
 
 
-def require_finite(population: Population) -> None:
+def require_finite(population: CountedPopulation) -> None:
     """Refuse a population with a parameter that is NaN or infinite.
 
     Raises:
@@ -39,7 +39,9 @@ def require_finite(population: Population) -> None:
                 _refuse(f"{bad[1]} in {name!r} of member {bad[0]}")
 
 
-def require_finite_rest(model: nn.Module, buffers: Iterable[str], population: Population) -> None:
+def require_finite_rest(
+    model: nn.Module, buffers: Iterable[str], population: CountedPopulation
+) -> None:
     """Refuse a NaN in what else members compute with. Masks may well hold infinity.
 
     Args:
@@ -50,10 +52,7 @@ def require_finite_rest(model: nn.Module, buffers: Iterable[str], population: Po
     Raises:
         ArgumentError: (a ``ValueError``) it names the parameter or buffer.
     """
-    if isinstance(population, PerturbedPopulation | StackedPopulation):
-        params, held = population.params, population.buffers
-    else:
-        params, held = population.member(0)
+    params, held = population.like[0], population.buffers
     for name, parameter in model.named_parameters():
         bad = None if name in params else _first_bad(parameter.detach().reshape(1, -1))
         if bad is not None:

@@ -9,11 +9,11 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from tinkering.errors import ArgumentError
-from tinkering.population import ParamsAndBuffers, PerturbedPopulation, Population
+from tinkering.population import CountedPopulation
 from tinkering.required import kind_of
 
 
-def require_kinds(model: object, population: object, kind: type = Population) -> None:
+def require_kinds(model: object, population: object, kind: type = CountedPopulation) -> None:
     """Refuse a model that is no module, and a population of another kind.
 
     Raises:
@@ -23,7 +23,7 @@ def require_kinds(model: object, population: object, kind: type = Population) ->
         raise ArgumentError("model", "a module", kind_of(model))
     if not isinstance(population, kind):
         advice = ""
-        if kind is Population:
+        if kind is CountedPopulation:
             advice = "StackedPopulation and PerturbedPopulation make one of modules or parameters."
         raise ArgumentError("population", f"a {kind.__name__}", kind_of(population), advice)
 
@@ -42,7 +42,7 @@ def require_plain_call() -> None:
         raise ArgumentError("model", "a call outside parametrize.cached", "one inside")
 
 
-def require_fit(model: nn.Module, population: Population) -> None:
+def require_fit(model: nn.Module, population: CountedPopulation) -> None:
     """Refuse a population with a parameter or buffer that the module has not, or not so.
 
     A parameter that nobody looks up would change nothing: all members would be alike.
@@ -51,13 +51,14 @@ def require_fit(model: nn.Module, population: Population) -> None:
         ArgumentError: (a ``ValueError``) it names the parameter or buffer.
 
     Example:
+        >>> from tinkering.population import PerturbedPopulation
         >>> population = PerturbedPopulation(nn.Sequential(nn.Linear(1, 1)), size=2, sigma=0.1)
         >>> require_fit(nn.Linear(1, 1), population)
         Traceback (most recent call last):
         tinkering.errors.ArgumentError: population: needed only parameters that the model has, got
         '0.weight'. The model has 'weight', 'bias'.
     """
-    require_state_fits(model, *_member(population))
+    require_state_fits(model, *population.like)
 
 
 def require_state_fits(
@@ -78,22 +79,15 @@ def require_state_fits(
                 raise ArgumentError("population", needed, list(value.shape))
 
 
-def require_device(population: Population, x: Tensor) -> None:
+def require_device(population: CountedPopulation, x: Tensor) -> None:
     """Refuse images on another device than the members'.
 
     Raises:
         ArgumentError: (a ``ValueError``) they are.
     """
-    for value in _member(population)[0].values():
+    for value in population.like[0].values():
         if x.device != value.device:
             raise ArgumentError("x", f"a tensor on {value.device}, as the population's", x.device)
-
-
-def _member(population: Population) -> ParamsAndBuffers:
-    """Return parameters and buffers of the shapes of a member's; no noise is drawn."""
-    if isinstance(population, PerturbedPopulation):
-        return population.params, population.buffers
-    return population.member(0)
 
 
 def _names(kind: str, own: Mapping[str, object]) -> str:

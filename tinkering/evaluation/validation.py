@@ -17,7 +17,7 @@ from tinkering.evaluation.batchnorm import (
 )
 from tinkering.evaluation.fit import require_device, require_fit, require_kinds, require_plain_call
 from tinkering.graph.copies import first_line, independent_copy
-from tinkering.population import PerturbedPopulation, Population
+from tinkering.population import CountedPopulation, PerturbedPopulation
 from tinkering.required import require_tensor
 
 InDims = tuple[int | None, int | None]
@@ -35,7 +35,9 @@ class Options:
     memory: int | None
 
 
-def with_reference(model: nn.Module, population: Population, norm: Reference) -> Population:
+def with_reference(
+    model: nn.Module, population: CountedPopulation, norm: Reference
+) -> CountedPopulation:
     """Return the population with the centre's statistics on the policy's images."""
     if not isinstance(population, PerturbedPopulation):
         raise ArgumentError(
@@ -72,7 +74,7 @@ def require_second_image(structure: nn.Module, x: Tensor) -> None:
         ) from error
 
 
-def check(model: nn.Module, population: Population, x: Tensor, options: Options) -> None:
+def check(model: nn.Module, population: CountedPopulation, x: Tensor, options: Options) -> None:
     """Refuse arguments that cannot be used."""
     require_kinds(model, population)
     require_tensor("x", x)
