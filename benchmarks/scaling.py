@@ -80,7 +80,7 @@ def make_task(width: int) -> t.Classification:
 
 
 def make_strategy(population: int) -> t.EvolutionStrategy:
-    return t.EvolutionStrategy(population=population, antithetic=False, group=8)
+    return t.EvolutionStrategy(t.Weights(population, antithetic=False, group=8))
 
 
 @dataclass(frozen=True)
@@ -121,10 +121,10 @@ def compare(width: int, members: int, rounds: int) -> Comparison:
         for number in range(rounds + 1):
             population = strategy.ask(state)
             before = time.perf_counter()
-            expected = task.fitness(population, number)
+            expected = task.evaluate(population, number).fitness
             here.append(time.perf_counter() - before)
             before = time.perf_counter()
-            fitness = evaluator.fitness(population, number)
+            fitness = evaluator.evaluate(population, number).fitness
             there.append(time.perf_counter() - before)
             if not torch.allclose(fitness, expected, rtol=1e-3, atol=1e-3):
                 raise SystemExit(f"width {width}: workers gave another fitness")
@@ -148,14 +148,10 @@ def compare(width: int, members: int, rounds: int) -> Comparison:
 class Nothing:
     """A task that takes no time, so that what is left is the way there and back."""
 
-    def fitness(self, population: torch.Tensor, generation: int) -> torch.Tensor:
-        """Return a number a member."""
+    def evaluate(self, population: torch.Tensor, generation: int) -> t.Evaluation:
+        """Return one scalar per member."""
         del generation
-        return torch.zeros(len(population))
-
-    def images(self, population: torch.Tensor) -> int:
-        """Return the members."""
-        return len(population)
+        return t.Evaluation(torch.zeros(len(population)))
 
     def measure(self, params: Any) -> dict[str, float]:
         """Return nothing."""
@@ -167,22 +163,17 @@ class Nothing:
         del count
         return [slice(at, at + 1) for at in range(len(population))]
 
-    def part(self, population: torch.Tensor, generation: int, part: slice) -> torch.Tensor:
-        """Return its number."""
-        return self.fitness(population[part], generation)
-
-    def merged(self, population: torch.Tensor, results: list[torch.Tensor]) -> torch.Tensor:
-        """Return all numbers."""
-        del population
-        return torch.cat(results)
+    def part(self, population: torch.Tensor, generation: int, part: slice) -> t.Evaluation:
+        """Return its scalar."""
+        return self.evaluate(population[part], generation)
 
 
 def seconds_to_dispatch(parts: int = 500) -> float:
     """Return the driver's own seconds for a part: handing out, taking back."""
     with t.RayEvaluator(Nothing, workers=2) as evaluator:
-        evaluator.fitness(torch.zeros(parts), 0)
+        evaluator.evaluate(torch.zeros(parts), 0)
         before = time.process_time()
-        evaluator.fitness(torch.zeros(parts), 1)
+        evaluator.evaluate(torch.zeros(parts), 1)
         return (time.process_time() - before) / parts
 
 
@@ -276,12 +267,12 @@ def fit(width: int, members: int, dispatch: float, measured: Comparison) -> Cost
     population = strategy.ask(strategy.init(dict(make_model(width).named_parameters())))
     unit = task.plan(population).tiles.members
     one, four = (population[: unit * times] for times in (1, 4))
-    task.fitness(four, 0)
+    task.evaluate(four, 0)
     short, long, message, update = [], [], [], []
     state, fitness = strategy.init(dict(population.params)), torch.randn(members)
     for number in range(12):
-        short.append(seconds_of(partial(task.fitness, one, number)))
-        long.append(seconds_of(partial(task.fitness, four, number)))
+        short.append(seconds_of(partial(task.evaluate, one, number)))
+        long.append(seconds_of(partial(task.evaluate, four, number)))
         message.append(seconds_of(lambda: pickle.loads(pickle.dumps(population))))
         if number < 3:
             update.append(seconds_of(partial(strategy.tell, state, fitness)))

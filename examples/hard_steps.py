@@ -2,19 +2,20 @@
 
 Each class has 15 voters among the last units, and its logit counts them. Moving a weight a little
 changes nothing, so backpropagation has nothing to follow. Evolution only asks which members were
-fitter. Two ways to make members are shown: noise on the weights, and noise on what layers put out.
+fitter. Two ways to make members are shown: noise on the weights, and noise on activations.
 
 Run it with ``python examples/hard_steps.py``; ``--short`` stops after a few generations.
 """
 
 import argparse
 import sys
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tinkering import Classification, EvolutionStrategy, OutputClassification, OutputEvolution
+from tinkering import Activations, Classification, EvolutionStrategy, Weights, constant
 from tinkering.data import load
 
 VOTERS = 15
@@ -50,26 +51,29 @@ def main() -> None:
     print(f"norm of autograd's gradient: {gradients.norm().item()}")
 
     # Both are evolution, with the same ask and tell; they differ in what a member is.
-    weights = EvolutionStrategy(
+    on_weights = Weights(
         population=4096,
         antithetic=False,
         group=8,  # eight members share an image, and are compared with each other
         sigma=0.1,  # as large as it takes to turn steps over
-        learning_rate=0.02,
-        averaging=0.9,
     )
-    results = OutputEvolution(members=8, sigma=0.3)
+    weights = EvolutionStrategy(on_weights, learning_rate=0.02, averaging=0.9)
+    activations = EvolutionStrategy(
+        Activations(samples=8, sigma=0.3),
+        learning_rate=constant(0.004),
+        optimiser=partial(torch.optim.Adam, betas=(0.9, 0.99)),
+    )
     ways = [
         ("noise on weights", weights, Classification(model, digits, group=8), 300),
-        ("noise on results", results, OutputClassification(model, digits, images=256), 400),
+        ("noise on activations", activations, Classification(model, digits, batch=256), 400),
     ]
     improved = True
     for name, strategy, task, generations in ways:
         state = strategy.init(start)
         before = task.measure(start)["test_accuracy"]
         for generation in range(int(generations * share)):
-            fitness = task.fitness(strategy.ask(state), generation)
-            state = strategy.tell(state, fitness)
+            evaluation = task.evaluate(strategy.ask(state), generation)
+            state = strategy.tell(state, evaluation)
         after = task.measure(strategy.centre(state))["test_accuracy"]
         print(
             f"{name}: test accuracy {before:.1%} before, {after:.1%} "

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tinkering import EvolutionStrategy, evaluate
+from tinkering import EvolutionStrategy, Weights, evaluate
 from tinkering.data import BatchOrder, Split, load
 
 
@@ -60,7 +60,7 @@ def train(
 
 def evolve(model: nn.Module, x: Tensor, y: Tensor, generations: int) -> nn.Module:
     """Return the model after some generations of macro-F1 on all images given."""
-    strategy = EvolutionStrategy(population=64, sigma=0.1, learning_rate=0.03, averaging=0.9)
+    strategy = EvolutionStrategy(Weights(64, sigma=0.1), learning_rate=0.03, averaging=0.9)
     state = strategy.init(dict(model.named_parameters()))
     for _ in range(generations):
         # For a network as small as this one, and images that all share, this engine is faster.

@@ -12,7 +12,7 @@ import sys
 import torch
 from torch import Tensor, nn
 
-from tinkering import EvolutionStrategy, evaluate
+from tinkering import EvolutionStrategy, Weights, evaluate
 
 
 class Curve(nn.Module):
@@ -50,7 +50,7 @@ def error() -> float:
 
 
 before = error()
-strategy = EvolutionStrategy(population=128, sigma=0.05, learning_rate=0.05, averaging=0.9)
+strategy = EvolutionStrategy(Weights(128, sigma=0.05), learning_rate=0.05, averaging=0.9)
 state = strategy.init(dict(model.named_parameters()))
 for _ in range(generations):
     state = strategy.tell(state, evaluate(model, strategy.ask(state), x, y, median_error))

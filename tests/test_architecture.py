@@ -21,11 +21,11 @@ FILES = sorted(
 FLOORS = [
     {"errors", "native"},
     {"required"},
-    {"noise", "graph", "data", "runs", "distributed"},
+    {"noise", "graph", "data"},
     {"population"},
-    {"layers", "strategies"},
+    {"layers"},
     {"engines"},
-    {"evaluation", "functional"},
+    {"evaluation", "functional", "strategies", "runs", "distributed"},
     {"tasks", "models"},
     {"__init__"},  # imported for the version alone
     {"bench"},

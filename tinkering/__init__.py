@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tinkering.distributed.evaluator import RayEvaluator as RayEvaluator
-    from tinkering.engines.activations import evaluate_outputs as evaluate_outputs
+    from tinkering.engines.evaluation import Evaluation as Evaluation
     from tinkering.engines.planning import Plan as Plan
     from tinkering.errors import ArgumentError as ArgumentError
     from tinkering.errors import CheckpointError as CheckpointError
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from tinkering.evaluation.batchnorm import Reference as Reference
     from tinkering.evaluation.batchnorm import recalibrate as recalibrate
     from tinkering.evaluation.batchnorm import reference_statistics as reference_statistics
+    from tinkering.evaluation.bound import Bound as Bound
+    from tinkering.evaluation.bound import bind as bind
     from tinkering.evaluation.entry import evaluate as evaluate
     from tinkering.evaluation.entry import fastest_dtype as fastest_dtype
     from tinkering.evaluation.entry import forward as forward
@@ -35,24 +37,24 @@ if TYPE_CHECKING:
     from tinkering.noise.kinds import LowRank as LowRank
     from tinkering.noise.kinds import Separable as Separable
     from tinkering.population.perturbed import PerturbedPopulation as PerturbedPopulation
-    from tinkering.population.perturbed_outputs import PerturbedOutputs as PerturbedOutputs
+    from tinkering.population.perturbed_activations import (
+        PerturbedActivations as PerturbedActivations,
+    )
     from tinkering.population.stacked import StackedPopulation as StackedPopulation
     from tinkering.runs.checkpoint import Checkpoints as Checkpoints
     from tinkering.runs.checkpoint import Progress as Progress
     from tinkering.runs.evolve import Limits as Limits
     from tinkering.runs.evolve import Outcome as Outcome
     from tinkering.runs.evolve import evolve as evolve
+    from tinkering.strategies.activations import Activations as Activations
     from tinkering.strategies.evolution_strategy import EvolutionStrategy as EvolutionStrategy
     from tinkering.strategies.genetic_algorithm import GeneticAlgorithm as GeneticAlgorithm
     from tinkering.strategies.groups import Group as Group
-    from tinkering.strategies.output_evolution import OutputEvolution as OutputEvolution
     from tinkering.strategies.schedules import constant as constant
     from tinkering.strategies.schedules import cosine as cosine
     from tinkering.strategies.schedules import inverse_sqrt as inverse_sqrt
+    from tinkering.strategies.weights import Weights as Weights
     from tinkering.tasks.classification import Classification as Classification
-    from tinkering.tasks.output_classification import (
-        OutputClassification as OutputClassification,
-    )
 
 __version__ = "0.1.0"
 
@@ -98,10 +100,12 @@ _ROOM_OF = {
     "constant": "strategies.schedules",
     "cosine": "strategies.schedules",
     "inverse_sqrt": "strategies.schedules",
-    "OutputClassification": "tasks.output_classification",
-    "evaluate_outputs": "engines.activations",
-    "PerturbedOutputs": "population.perturbed_outputs",
-    "OutputEvolution": "strategies.output_evolution",
+    "Weights": "strategies.weights",
+    "Activations": "strategies.activations",
+    "Evaluation": "engines.evaluation",
+    "bind": "evaluation.bound",
+    "Bound": "evaluation.bound",
+    "PerturbedActivations": "population.perturbed_activations",
 }
 __all__ = list(_ROOM_OF)
 

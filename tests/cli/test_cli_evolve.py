@@ -19,7 +19,6 @@ from tinkering.cli.recipes import RECIPES
 from tinkering.data import load
 from tinkering.models import BasicBlock, SimpleResNet
 from tinkering.tasks.classification import Classification
-from tinkering.tasks.output_classification import OutputClassification
 
 pytestmark = pytest.mark.usefixtures("same_threads")
 
@@ -91,25 +90,23 @@ class TestEvolve:
             models.append((tmp_path / name / "model.safetensors").read_bytes())
         assert models[0] == models[1] != models[2]
 
-    @pytest.mark.parametrize("strategy", ["outputs", "weights"])
+    @pytest.mark.parametrize("strategy", ["activations", "weights"])
     def test_the_seed_decides_the_first_weights_the_noise_and_the_images(
         self, tmp_path, digits, monkeypatch, strategy
     ):
         seen = {}
 
-        kind = {"outputs": OutputClassification, "weights": Classification}[strategy]
-
-        class Spy(kind):
+        class Spy(Classification):
             def __init__(self, model, dataset, seed, **settings):
                 seen["images"] = seed
                 seen["weights"] = model.linear.weight.tolist()
                 super().__init__(model, dataset, seed=seed, **settings)
 
-            def fitness(self, population, generation):
+            def evaluate(self, population, generation):
                 seen["noise"] = population.stream.seed
-                return super().fitness(population, generation)
+                return super().evaluate(population, generation)
 
-        monkeypatch.setattr(f"tinkering.cli.recipes.{kind.__name__}", Spy)
+        monkeypatch.setattr("tinkering.cli.recipes.Classification", Spy)
         words = ["evolve", "--data", digits, *TINY, "--strategy", strategy]
         quiet([*words, "--seed", "9", "--out", tmp_path])
         torch.manual_seed(9)
@@ -119,8 +116,8 @@ class TestEvolve:
     @pytest.mark.parametrize(
         "flags",
         [
-            ["--strategy", "outputs"],
-            ["--strategy", "outputs", "--fitness", "accuracy"],
+            ["--strategy", "activations"],
+            ["--strategy", "activations", "--fitness", "accuracy"],
             ["--strategy", "weights", "--sigma", "0.02"],
             ["--strategy", "weights", "--antithetic", "--group", "2", "--sigma", "0.02"],
             ["--strategy", "weights", "--group", "128", "--images", "16"],  # one batch for all
@@ -137,7 +134,7 @@ class TestEvolve:
         assert quiet([*words, "--out", tmp_path])[0] == 0
         assert json.loads((tmp_path / "summary.json").read_text())["test_accuracy"] > 0.6
 
-    @pytest.mark.parametrize("strategy", ["outputs", "weights"])
+    @pytest.mark.parametrize("strategy", ["activations", "weights"])
     def test_a_fitness_may_have_defaults_of_its_own(self, strategy, digits, tmp_path):
         seen = {}
         for fitness in ("cross-entropy", "accuracy"):

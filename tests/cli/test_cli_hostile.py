@@ -16,7 +16,8 @@ from safetensors.torch import load_file, save_file
 from tinkering.cli import main, network, ranges
 from tinkering.cli.ranges import shortage
 from tinkering.runs.checkpoint import Checkpoints, Progress
-from tinkering.strategies.output_evolution import OutputEvolution
+from tinkering.strategies.activations import Activations
+from tinkering.strategies.evolution_strategy import EvolutionStrategy
 
 pytestmark = pytest.mark.usefixtures("same_threads")
 LIMIT = 10
@@ -139,7 +140,7 @@ class TestSettingsOfAFolder:
         assert quiet(["report", copy])[0] == 0
 
     def test_a_checkpoint_says_how_much_was_done_in_numbers(self, copy, capsys):
-        start = OutputEvolution().init({"w": torch.zeros(1)})
+        start = EvolutionStrategy(Activations()).init({"w": torch.zeros(1)})
         for path in (copy / "checkpoints").iterdir():
             path.unlink()
         Checkpoints(copy, start).save(Progress(9, seconds=-1.0), start)

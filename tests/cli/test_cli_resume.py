@@ -17,8 +17,8 @@ from tinkering.runs import folder
 
 pytestmark = pytest.mark.usefixtures("same_threads")
 FLAGS = {
-    "outputs": [],
-    "outputs, accuracy": ["--fitness", "accuracy"],
+    "activations": [],
+    "activations, accuracy": ["--fitness", "accuracy"],
     "weights": ["--strategy", "weights"],
     "weights, pairs, renewed": [
         *("--strategy", "weights", "--antithetic", "--group", "2", "--statistics", "renewed"),
@@ -203,7 +203,7 @@ class TestRefusals:
             (["--learning-rate", "1"], "learning_rate: needed 0.004, as the run was begun, got"),
             (["--decay", "9"], "decay: needed 200.0, as the run was begun, got 9.0."),
             (["--averaging", "0.5"], "averaging: needed 0.98, as the run was begun, got 0.5."),
-            (["--strategy", "weights"], "strategy: needed outputs, as the run was begun, got"),
+            (["--strategy", "weights"], "strategy: needed activations, as the run was begun, got"),
             (["--fitness", "accuracy"], "fitness: needed cross-entropy, as the run was begun"),
             (["--blocks", "1", "1", "1", "2"], "blocks: needed (1, 1, 1, 1), as the run was begun"),
             (["--antithetic"], "antithetic: needed False, as the run was begun, got True."),

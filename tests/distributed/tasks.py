@@ -13,14 +13,15 @@ from torch import nn
 from tinkering.data import load
 from tinkering.distributed.division import divisible
 from tinkering.engines import planning as plan
+from tinkering.engines.evaluation import Evaluation
 from tinkering.errors import ArgumentError
 from tinkering.evaluation.batchnorm import norm_scales
 from tinkering.models import BasicBlock, SimpleResNet
+from tinkering.strategies.activations import Activations
 from tinkering.strategies.evolution_strategy import EvolutionStrategy
 from tinkering.strategies.genetic_algorithm import GeneticAlgorithm
-from tinkering.strategies.output_evolution import OutputEvolution
+from tinkering.strategies.weights import Weights
 from tinkering.tasks.classification import Classification
-from tinkering.tasks.output_classification import OutputClassification
 
 
 def small_tiles():
@@ -59,12 +60,10 @@ def weights(**own):
 class Distance:
     """How far a member's vector is from a point that is another one in every generation."""
 
-    def fitness(self, population, generation):
+    def evaluate(self, population, generation):
         members = [population[i][0] for i in range(len(population))]
-        return torch.stack([-(m["vector"] - generation).square().sum() for m in members])
-
-    def images(self, population):
-        return len(population)
+        fitness = torch.stack([-(m["vector"] - generation).square().sum() for m in members])
+        return Evaluation(fitness, evaluations=len(population))
 
     def measure(self, params):
         return {"test_accuracy": 0.0, "test_loss": params["vector"].square().sum().item()}
@@ -73,11 +72,8 @@ class Distance:
 class Obedient:
     """Does with some numbers what they come with."""
 
-    def fitness(self, population, generation):
-        return population.do(population.numbers, generation)
-
-    def images(self, population):
-        return len(population)
+    def evaluate(self, population, generation):
+        return Evaluation(population.do(population.numbers, generation))
 
     def measure(self, params):
         del params
@@ -103,7 +99,7 @@ TASKS = {
     "pairs": lambda: weights(group=2),
     "one batch": lambda: weights(group=None, batch=8),
     "eight images": lambda: weights(group=2, batch=8),
-    "outputs": lambda: OutputClassification(resnet(), digits(), images=40),
+    "activations": lambda: Classification(resnet(), digits(), batch=40),
     "genetic": Distance,
     "obedient": Obedient,
 }
@@ -128,11 +124,8 @@ class Everything:
             self._tasks[name] = divisible(TASKS[name]())
         return self._tasks[name]
 
-    def fitness(self, given, generation):
-        return self.of(given.task).fitness(given.population, generation)
-
-    def images(self, given):
-        return self.of(given.task).images(given.population)
+    def evaluate(self, given, generation):
+        return self.of(given.task).evaluate(given.population, generation)
 
     def measure(self, params):
         return {"test_loss": float(len(params))}
@@ -143,26 +136,23 @@ class Everything:
     def part(self, given, generation, part):
         return self.of(given.task).part(given.population, generation, part)
 
-    def merged(self, given, results):
-        return self.of(given.task).merged(given.population, results)
 
-
-def _evolution(**own):
-    return EvolutionStrategy(**{"population": 64, "sigma": 0.02, "learning_rate": 0.01, **own})
+def _evolution(shaping=None, **own):
+    return EvolutionStrategy(Weights(64, 0.02, **own), learning_rate=0.01, shaping=shaping)
 
 
 STRATEGIES = {
     "pairs": _evolution(group=2, antithetic=True),
     "groups": _evolution(group=4, antithetic=False),
     "one batch": _evolution(shaping="rank"),
-    "outputs": OutputEvolution(members=2, sigma=0.1, learning_rate=0.01),
+    "activations": EvolutionStrategy(Activations(0.1, samples=2), learning_rate=0.01),
     "genetic": GeneticAlgorithm(population=30, sigma=0.1, parents=4, elites=2),
 }
 
 
 def start_of(name):
     """The state that a strategy begins with."""
-    model = resnet() if name == "outputs" else network()
+    model = resnet() if name == "activations" else network()
     params = {n: p.detach() for n, p in model.named_parameters() if n not in norm_scales(model)}
     return STRATEGIES[name].init({"vector": torch.ones(5)} if name == "genetic" else params)
 

@@ -6,17 +6,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tinkering.distributed.division import Divisible, divisible
+from tinkering.engines.evaluation import Evaluation, merged
 from tinkering.errors import ArgumentError
 
 
 class Half:
     """Half of each number."""
 
-    def fitness(self, population, generation):
-        return torch.tensor([number / 2 + generation for number in population])
-
-    def images(self, population):
-        return 3 * len(population)
+    def evaluate(self, population, generation):
+        fitness = torch.tensor([number / 2 + generation for number in population])
+        return Evaluation(fitness, evaluations=3 * len(population))
 
     def measure(self, params):
         return {"test_loss": float(len(params))}
@@ -30,18 +29,14 @@ class InOneGo(Half):
         return [slice(0, len(population))]
 
     def part(self, population, generation, part):
-        return 2 * self.fitness(population[part], generation)
-
-    def merged(self, population, results):
-        del population
-        return results[0]
+        return self.evaluate(population[part], generation)
 
 
 class Wrong(Half):
     def __init__(self, came):
         self.came = came
 
-    def fitness(self, population, generation):
+    def evaluate(self, population, generation):
         del population, generation
         return self.came
 
@@ -68,14 +63,14 @@ def test_the_parts_together_are_the_whole():
     task, population = divisible(Half()), range(11)
     parts = task.parts(population, 3)
     assert len(parts) == 3
-    merged = task.merged(population, [task.part(population, 4, part) for part in parts])
-    assert torch.equal(merged, Half().fitness(population, 4))
-    assert torch.equal(task.fitness(population, 4), merged)
+    together = merged([task.part(population, 4, part) for part in parts])
+    for whole in (Half().evaluate(population, 4), task.evaluate(population, 4)):
+        assert torch.equal(together.fitness, whole.fitness)
+        assert together.evaluations == whole.evaluations == 33
 
 
 def test_what_is_not_divided_is_the_tasks():
     task = divisible(Half())
-    assert task.images(range(5)) == 15
     assert task.measure({"a": torch.ones(1)}) == {"test_loss": 1.0}
 
 
@@ -89,9 +84,10 @@ def test_a_task_with_parts_of_its_own_is_used_as_it_is():
 @pytest.mark.parametrize(
     ("came", "said"),
     [
-        (torch.tensor(1.0), "[]"),
-        (torch.ones(3), "[3]"),
-        (torch.ones(4, 1), "[4, 1]"),
+        (Evaluation(torch.tensor(1.0)), "[]"),
+        (Evaluation(torch.ones(3)), "[3]"),
+        (Evaluation(torch.ones(4, 1)), "[4, 1]"),
+        (torch.ones(4), "Tensor"),
         ([1.0, 2.0, 3.0, 4.0], "list"),
         (None, "NoneType"),
     ],
@@ -100,16 +96,14 @@ def test_a_fitness_that_is_not_one_number_a_member(came, said):
     with pytest.raises(ArgumentError) as caught:
         divisible(Wrong(came)).part(range(10), 0, slice(2, 6))
     assert str(caught.value) == (
-        "make_task: needed a task whose fitness is a tensor of shape [4] for 4 members, "
-        f"got {said}. A task that returns anything else needs parts, part and merged of its own."
+        "make_task: needed a task whose evaluate returns an Evaluation with fitness of shape [4] "
+        f"for 4 members, got {said}. One whose members are others needs parts and part of its own."
     )
 
 
 def test_a_population_that_cannot_be_sliced():
     class Whole:
-        def fitness(self, population, generation): ...
-
-        def images(self, population): ...
+        def evaluate(self, population, generation): ...
 
         def measure(self, params): ...
 

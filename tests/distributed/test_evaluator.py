@@ -18,6 +18,7 @@ from tinkering.distributed import crew
 from tinkering.distributed import evaluator as module
 from tinkering.distributed.evaluator import RayEvaluator
 from tinkering.engines import planning as plan
+from tinkering.engines.evaluation import Evaluation
 from tinkering.errors import ArgumentError, ClusterError, TinkeringError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -90,7 +91,7 @@ def after(name, task):
     strategy, state = STRATEGIES[name], tasks.start_of(name)
     for generation in range(GENERATIONS):
         population = For(name, strategy.ask(state))
-        state = strategy.tell(state, task.fitness(population, generation))
+        state = strategy.tell(state, task.evaluate(population, generation))
     return state
 
 
@@ -109,23 +110,23 @@ class TestSameBits:
 
     def test_of_every_member(self, workers):
         population = For("pairs", STRATEGIES["pairs"].ask(tasks.start_of("pairs")))
-        fitness = tasks.Everything().fitness(population, 1)
-        assert len(fitness.unique()) == len(fitness) == 64
+        evaluation = tasks.Everything().evaluate(population, 1)
+        assert len(evaluation.fitness.unique()) == len(evaluation.fitness) == 64
         for count in (1, 2, 4):
-            assert same_bits(workers(count).fitness(population, 1), fitness)
+            assert same_bits(workers(count).evaluate(population, 1), evaluation)
 
     def test_what_the_task_says_besides(self, evaluator):
         population = For("eight images", STRATEGIES["pairs"].ask(tasks.start_of("pairs")))
-        assert evaluator.images(population) == 8 * 64
+        assert evaluator.evaluate(population, 0).evaluations == 8 * 64
         assert evaluator.measure({"a": torch.ones(2)}) == {"test_loss": 1.0}
 
 
 class TestExchange:
     def test_is_counted(self, workers):
         two = workers(4) and workers(2)
-        assert two.fitness(asking(tasks.double), 0).shape == (16,)
+        assert two.evaluate(asking(tasks.double), 0).fitness.shape == (16,)
         counted = two.exchange()
-        sizes = [len(pickle.dumps(torch.zeros(2), protocol=5))] * 8
+        sizes = [len(pickle.dumps(Evaluation(torch.zeros(2)), protocol=5))] * 8
         assert 0 < counted.pop("bytes_sent") < 16384
         assert counted == {
             "workers": 4,
@@ -141,9 +142,9 @@ class TestExchange:
         centre = sum(4 * value.numel() for value in STRATEGIES["pairs"].centre(state).values())
         sent = {}
         for task in ("pairs", "groups", "one batch", "eight images"):
-            two.fitness(For(task, STRATEGIES["pairs"].ask(state)), 0)
+            two.evaluate(For(task, STRATEGIES["pairs"].ask(state)), 0)
             sent[task] = two.exchange()["bytes_sent"] - len(task)
-            assert two.exchange()["bytes_received"] < 4 * 64 + 1000 * two.exchange()["parts"]
+            assert two.exchange()["bytes_received"] < 4 * 64 + 1200 * two.exchange()["parts"]
         assert len({*sent.values()}) == 1
         assert centre < sent["pairs"] < 1.5 * centre + 8192
 
@@ -155,7 +156,7 @@ class TestExchange:
 class TestLost:
     def test_killed_in_the_middle_of_a_part(self, one, tmp_path):
         before = one.lost
-        got = one.fitness(asking(Once(tmp_path / "m", 6, tasks.die)), 3)
+        got = one.evaluate(asking(Once(tmp_path / "m", 6, tasks.die)), 3)
         assert (tmp_path / "m").exists()
         assert same_bits(got, right(3))
         counted = one.exchange()
@@ -165,12 +166,12 @@ class TestLost:
     def test_another_takes_its_part_over(self, two, tmp_path):
         """That it is lost may be known only later."""
         before = two.lost
-        assert same_bits(two.fitness(asking(Once(tmp_path / "m", 6, tasks.die)), 3), right(3))
+        assert same_bits(two.evaluate(asking(Once(tmp_path / "m", 6, tasks.die)), 3), right(3))
         assert two.exchange()["parts_repeated"] == 1
         lost = two.exchange()["workers_lost"]
         until = time.monotonic() + 30
         while two.lost == before and time.monotonic() < until:
-            assert same_bits(two.fitness(asking(tasks.double), 4), right(4))
+            assert same_bits(two.evaluate(asking(tasks.double), 4), right(4))
             lost += two.exchange()["workers_lost"]
         assert (lost, two.lost) == (1, before + 1)
 
@@ -182,7 +183,7 @@ class TestLost:
             os.kill(seat.identity.process, signal.SIGKILL)
         until = time.monotonic() + 30
         while two.lost < before + count and time.monotonic() < until:
-            assert same_bits(two.fitness(asking(tasks.double), 4), right(4))
+            assert same_bits(two.evaluate(asking(tasks.double), 4), right(4))
         assert two.lost == before + count
 
     @pytest.mark.parametrize("what", [tasks.hang, tasks.stop], ids=["hangs", "is stopped"])
@@ -191,7 +192,7 @@ class TestLost:
         said.clear()
         (seat,) = evaluator._crew.started
         start = time.monotonic()
-        got = evaluator.fitness(asking(Once(tmp_path / "m", 6, what)), 2)
+        got = evaluator.evaluate(asking(Once(tmp_path / "m", 6, what)), 2)
         assert 1.0 < time.monotonic() - start < 30.0
         assert same_bits(got, right(2))
         assert evaluator.exchange()["workers_lost"] == 1
@@ -201,60 +202,61 @@ class TestLost:
 
     def test_a_slow_one_holds_up_nothing_but_itself(self, two, tmp_path):
         start = time.monotonic()
-        got = two.fitness(asking(tasks.OneIsSlow(tmp_path, 3.0)), 1)
+        got = two.evaluate(asking(tasks.OneIsSlow(tmp_path, 3.0)), 1)
         assert time.monotonic() - start < 2.0
         assert same_bits(got, right(1))
         counted = two.exchange()
         assert (counted["workers_lost"], counted["parts_repeated"]) == (0, 1)
         # What it comes to belongs to no later generation.
         while time.monotonic() - start < 3.5:
-            assert same_bits(two.fitness(asking(tasks.double), 7), right(7))
+            assert same_bits(two.evaluate(asking(tasks.double), 7), right(7))
 
     def test_over_one_part_again_and_again(self, two, monkeypatch):
         assert module._MOST_LOSSES == 5
         monkeypatch.setattr(module, "_MOST_LOSSES", 2)
         with pytest.raises(ClusterError) as caught:
-            two.fitness(asking(tasks.die_over_six), 0)
+            two.evaluate(asking(tasks.die_over_six), 0)
         assert str(caught.value) == (
             "Ray: needed workers that survive, got 2 lost over the same part of a generation. "
             "Do they run out of memory, or of time (timeout)? Ray's logs on their nodes say why "
             "they ended."
         )
-        assert same_bits(two.fitness(asking(tasks.double), 7), right(7))
+        assert same_bits(two.evaluate(asking(tasks.double), 7), right(7))
 
 
 class TestRaised:
     def test_a_users_error(self, two):
         with pytest.raises(tasks.OwnError) as caught:
-            two.fitness(asking(tasks.raise_own), 5)
+            two.evaluate(asking(tasks.raise_own), 5)
         assert type(caught.value) is tasks.OwnError
         assert caught.value.args == ("mine", 2, 5)
         assert "in raise_own" in str(caught.value.__cause__)
 
     def test_one_of_ours(self, two):
         with pytest.raises(ArgumentError) as caught:
-            two.fitness(asking(tasks.raise_ours), 5)
+            two.evaluate(asking(tasks.raise_ours), 5)
         assert type(caught.value) is ArgumentError
         assert str(caught.value) == "images: needed some, got none. Load some."
 
     def test_one_that_cannot_travel(self, two):
         lost = two.lost
         with pytest.raises(Exception, match="AwkwardError: a leak in the roof"):
-            two.fitness(asking(tasks.raise_awkward), 5)
+            two.evaluate(asking(tasks.raise_awkward), 5)
         assert two.lost == lost
 
     def test_nothing_of_it_is_left_for_the_next_generation(self, two):
         for do in (tasks.raise_own, tasks.raise_ours):
             with pytest.raises((tasks.OwnError, ArgumentError)):
-                two.fitness(asking(do), 5)
-            assert same_bits(two.fitness(asking(tasks.double), 6), right(6))
+                two.evaluate(asking(do), 5)
+            assert same_bits(two.evaluate(asking(tasks.double), 6), right(6))
 
     def test_fitness_of_another_shape(self, two):
         with pytest.raises(ArgumentError) as caught:
-            two.fitness(asking(tasks.one_number), 0)
+            two.evaluate(asking(tasks.one_number), 0)
         assert str(caught.value) == (
-            "make_task: needed a task whose fitness is a tensor of shape [2] for 2 members, got "
-            "[]. A task that returns anything else needs parts, part and merged of its own."
+            "make_task: needed a task whose evaluate returns an Evaluation with fitness of shape "
+            "[2] for 2 members, got []. One whose members are others needs parts and part of its "
+            "own."
         )
 
     def test_where_workers_make_their_task(self, cluster):

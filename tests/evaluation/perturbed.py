@@ -1,12 +1,12 @@
-"""Populations of perturbed outputs for any network, for the tests of their evaluation."""
+"""Populations of perturbed activations for any network, for the tests of their evaluation."""
 
 import torch
 from small_nets import program
 
 from tinkering.graph.program import NORM, arguments
 from tinkering.noise import Stream
-from tinkering.population.perturbed_outputs import PerturbedOutputs
-from tinkering.strategies.output_evolution import utilities
+from tinkering.population import PerturbedActivations
+from tinkering.strategies.shaping import by_the_others
 
 
 def held_parameters(model, x):
@@ -21,10 +21,10 @@ def held_parameters(model, x):
     return {names[node.name] for node in nodes if node is not None and node.name in names}
 
 
-def perturbed(model, x, names, *, members=8, sigma=0.1, seed=0, generation=0, blur=0.0, readings=1):
+def perturbed(model, x, names, *, samples=8, sigma=0.1, seed=0, generation=0, blur=0.0, readings=1):
     """The module's parameters of these names as a centre; None: all that can be."""
     names = held_parameters(model, x) if names is None else names
     params = {n: p.detach().clone() for n, p in model.named_parameters() if n in names}
     params |= {n: torch.zeros(1) for n in names if n not in params}
     stream = Stream(seed, generation)
-    return PerturbedOutputs(params, members, sigma, stream, utilities, blur, readings)
+    return PerturbedActivations(params, samples, sigma, stream, by_the_others, blur, readings)

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from torch.utils import _pytree
 
 from tinkering import functional as parallel
-from tinkering.engines.activations import evaluate_outputs
 from tinkering.engines.table import ENGINES
 from tinkering.errors import ArgumentError, UnsupportedLayerError
 from tinkering.evaluation.entry import forward, plan
@@ -24,11 +23,11 @@ from tinkering.models import get_parallel_forward_pass_fn
 from tinkering.noise import Dense, LowRank, Stream
 from tinkering.population import (
     Mutation,
+    PerturbedActivations,
     PerturbedPopulation,
     SeedChainPopulation,
     StackedPopulation,
 )
-from tinkering.population.perturbed_outputs import PerturbedOutputs
 
 SIZE = 4
 names = pytest.mark.parametrize("name", TAKEN)
@@ -216,13 +215,13 @@ def plain_vmap(model, own):
 
 @names
 def test_perturbed_activations_leave_everything_as_it_was(name):
-    """Their numbers are compared with loops in tests/evaluation/test_outputs.py."""
+    """Their numbers are compared with loops in tests/evaluation/test_perturbed_activations.py."""
     model, x, y = module(name), inputs(name, False, 3), torch.arange(3)
     evolving = {n: p.detach().clone() for n, p in model.named_parameters() if p.numel()}
-    members = PerturbedOutputs(evolving, 2, 0.1, Stream(0, 0), lambda f: f - f.mean(1, True))
+    members = PerturbedActivations(evolving, 2, 0.1, Stream(0, 0), lambda f: f - f.mean(1, True))
     before, given = held(model), (x.clone(), y.clone())
     try:
-        scores = evaluate_outputs(model, members, x, y, hostile)
+        scores = evaluate(model, members, x, y, hostile)
     except UnsupportedLayerError:
         pass
     else:

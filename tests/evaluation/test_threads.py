@@ -10,13 +10,12 @@ import torch
 
 import tinkering
 from tinkering.engines import thread_pool as threads_module
-from tinkering.engines.activations import evaluate_outputs
 from tinkering.engines.thread_pool import map_in_order
 from tinkering.errors import ArgumentError
+from tinkering.evaluation.entry import evaluate
 from tinkering.models import BasicBlock, SimpleResNet
 from tinkering.noise import Stream
-from tinkering.population import PerturbedPopulation, StackedPopulation
-from tinkering.population.perturbed_outputs import PerturbedOutputs
+from tinkering.population import PerturbedActivations, PerturbedPopulation, StackedPopulation
 
 
 @pytest.fixture
@@ -211,11 +210,11 @@ class TestNested:
             )
 
         centre = {name: value.detach() for name, value in model.named_parameters()}
-        members = PerturbedOutputs(centre, 6, 0.1, Stream(0, 0), lambda f: f - f.mean(1, True))
+        members = PerturbedActivations(centre, 6, 0.1, Stream(0, 0), lambda f: f - f.mean(1, True))
 
         def evaluated():
-            plain = evaluate_outputs(model, members, x, y)
-            return plain.fitness, evaluate_outputs(model, members, x, y, fitness).fitness
+            plain = evaluate(model, members, x, y)
+            return plain.fitness, evaluate(model, members, x, y, fitness).fitness
 
         plain, nested = in_time(evaluated)
         assert torch.equal(plain, nested)

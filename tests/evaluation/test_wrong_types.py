@@ -35,10 +35,10 @@ class Last(nn.Module):
         return self.lstm(x)[0][:, -1]
 last = Last().eval()
 own = StackedPopulation(dict(weight=torch.randn(5, 3, 4)), {})
-strategy = EvolutionStrategy(population=4)
+strategy = EvolutionStrategy(Weights(population=4))
 state = strategy.init(params)
 genes = GeneticAlgorithm(population=4, parents=2)
-outputs = OutputEvolution().ask(OutputEvolution().init(params))
+perturbed = EvolutionStrategy(Activations()).ask(EvolutionStrategy(Activations()).init(params))
 calls = {
     "x array": lambda: forward(model, members, x.numpy()),
     "x list": lambda: forward(model, members, [[1.0] * 4]),
@@ -55,9 +55,13 @@ calls = {
     "model": lambda: forward(params, members, x),
     "population module": lambda: forward(model, model, x),
     "population dict": lambda: forward(model, params, x),
-    "population outputs": lambda: forward(model, outputs, x),
-    "outputs population": lambda: evaluate_outputs(model, members, x, y),
-    "outputs y": lambda: evaluate_outputs(model, outputs, x, [0, 0]),
+    "population activations": lambda: forward(model, perturbed, x),
+    "activations population": lambda: evaluate(model, members, x, y),
+    "activations y": lambda: evaluate(model, perturbed, x, [0, 0]),
+    "member": lambda: perturbed.member(0),
+    "materialise": lambda: perturbed.materialise(0, model),
+    "stack": lambda: perturbed.stack(),
+    "perturb": lambda: EvolutionStrategy(256),
     "observations": lambda: forward(model, members, torch.randn(4, 4), (0, 0)),
     "one observation": lambda: forward(model, members, torch.randn(4)),
     "lstm vmapped": lambda: forward(
@@ -73,7 +77,7 @@ calls = {
     "init integers": lambda: strategy.init({"a": torch.tensor([1])}),
     "genes module": lambda: genes.init(model),
     "genes integers": lambda: genes.init({"a": torch.tensor([True])}),
-    "activations integers": lambda: OutputEvolution().init({"a": torch.tensor([1])}),
+    "activations integers": lambda: EvolutionStrategy(Activations()).init({"a": torch.tensor([1])}),
     "tell array": lambda: strategy.tell(state, np.zeros(4)),
     "tell list": lambda: genes.tell(genes.init(params), [0.0] * 4),
     "recalibrate": lambda: recalibrate(model, [1.0, 2.0]),
@@ -94,6 +98,10 @@ AXIS = (
 )
 KINDS = "StackedPopulation and PerturbedPopulation make one of modules or parameters."
 ALONE = "Hand in the others as a dict: it stays as it is then."
+REFUSED = (
+    "population: needed members with weights of their own, got PerturbedActivations. Its members "
+    "are the centre, but for noise on an activation."
+)
 SAID = {
     "x array": f"inputs: needed a tensor, got an ndarray. {TENSOR}",
     "x list": f"inputs: needed a tensor, got a list. {TENSOR}",
@@ -108,12 +116,18 @@ SAID = {
     f"a list. {TENSOR}",
     "fitness complex": "fitness: needed real numbers, got torch.complex64.",
     "model": "model: needed a module, got a dict.",
-    "population module": f"population: needed a Population, got a Sequential. {KINDS}",
-    "population dict": f"population: needed a Population, got a dict. {KINDS}",
-    "population outputs": f"population: needed a Population, got a PerturbedOutputs. {KINDS}",
-    "outputs population": "population: needed a PerturbedOutputs, got a PerturbedPopulation.",
-    "outputs y": f"targets: needed a tensor, got a list. {TENSOR}",
-    "observations": "inputs: needed examples that Sequential takes, [batch, ...] for each member, got "
+    "population module": f"population: needed a CountedPopulation, got a Sequential. {KINDS}",
+    "population dict": f"population: needed a CountedPopulation, got a dict. {KINDS}",
+    "population activations": "population: needed a CountedPopulation, got a PerturbedActivations. "
+    f"{KINDS}",
+    "activations population": "population: needed a PerturbedActivations, got a "
+    "PerturbedPopulation.",
+    "member": REFUSED,
+    "materialise": REFUSED,
+    "stack": REFUSED,
+    "perturb": "perturb: needed Weights or Activations, got 256.",
+    "activations y": f"y: needed a tensor, got a list. {TENSOR}",
+    "observations": "x: needed examples that Sequential takes, [batch, ...] for each member, got "
     f"[4] of torch.float32 (*). {AXIS}",
     "one observation": "inputs: needed examples that Sequential takes, [batch, ...] for each member, "
     f"got [4] of torch.float32 (*). {AXIS}",

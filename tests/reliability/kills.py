@@ -26,16 +26,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "cli"))
 from commands import TINY, quiet, write_digits
 
 from tinkering.cli import main
-from tinkering.errors import CheckpointError
 from tinkering.runs import checkpoint, folder
 from tinkering.strategies.evolution_strategy import EvolutionState
-from tinkering.strategies.output_evolution import OutputState
 from tinkering.tasks.classification import Classification
-from tinkering.tasks.output_classification import OutputClassification
 
 GENERATIONS = 8
 LAST = ("predictions.safetensors",)
-FLAGS = {"outputs": [], "weights": ["--strategy", "weights", "--sigma", "0.02"]}
+FLAGS = {"activations": [], "weights": ["--strategy", "weights", "--sigma", "0.02"]}
 MOMENTS = (
     "half a line written",
     "after a line",
@@ -70,8 +67,7 @@ class Killer:
         for owner, name, kind in ((os, "fsync", "fsync"), (Path, "replace", "rename")):
             self.around(owner, name, f"before {kind}", f"after {kind}")
         self.around(Path, "unlink", "before an old one goes", "")
-        for task in (Classification, OutputClassification):
-            self.note_starts(task)
+        self.note_starts(Classification)
 
     def around(self, owner, name, before, after):
         real = getattr(owner, name)
@@ -105,7 +101,7 @@ class Killer:
 
     def note_starts(self, task):
         """Note that a generation is begun, where no kill reaches."""
-        real = task.fitness
+        real = task.evaluate
 
         def call(this, population, generation):
             descriptor = os.open(self.started, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
@@ -113,7 +109,7 @@ class Killer:
             os.close(descriptor)
             return real(this, population, generation)
 
-        task.fitness = call
+        task.evaluate = call
 
 
 class Half:
@@ -179,21 +175,11 @@ def numbers(path):
 
 def whole_checkpoints(out):
     """The generations of the checkpoints, all of which can be read."""
-    found = []
-    for path in sorted((out / checkpoint.FOLDER).glob("*.safetensors")):
-        for state in (OutputState, EvolutionState):
-            like = state(0, {}, {}, {})
-            known = checkpoint.classes_of(checkpoint.Checkpoint(checkpoint.Progress(), like))
-            try:
-                found.append(
-                    checkpoint.decode(path, known | checkpoint.classes_of(like)).progress.generation
-                )
-                break
-            except CheckpointError as error:
-                refused = error
-        else:
-            raise AssertionError(f"an unreadable checkpoint: {refused}")
-    return found
+    like = EvolutionState(0, {}, {}, {})
+    known = checkpoint.classes_of(checkpoint.Checkpoint(checkpoint.Progress(), like))
+    known |= checkpoint.classes_of(like)
+    paths = sorted((out / checkpoint.FOLDER).glob("*.safetensors"))
+    return [checkpoint.decode(path, known).progress.generation for path in paths]
 
 
 class Survivor:

@@ -19,7 +19,6 @@ import torch
 from commands import TINY, quiet
 
 from tinkering.data import load
-from tinkering.engines.look import program
 from tinkering.engines.memory import footprint
 from tinkering.models import BasicBlock, SimpleResNet
 
@@ -55,7 +54,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--width", type=int, default=8)
     parser.add_argument("--population", type=int, default=8192)
-    parser.add_argument("--strategy", choices=("outputs", "weights"), default="weights")
+    parser.add_argument("--strategy", choices=("activations", "weights"), default="weights")
     given = parser.parse_args()
     torch.set_num_threads(1)
     left, needed, plan = complete(given.width, given.population, given.strategy)

@@ -29,11 +29,12 @@ from tinkering.distributed.evaluator import RayEvaluator
 from tinkering.distributed.round import Round
 from tinkering.engines import planning as plan
 from tinkering.strategies.evolution_strategy import EvolutionStrategy
+from tinkering.strategies.weights import Weights
 from tinkering.tasks.classification import Classification
 
 WORKERS = 3
 PATIENCE = 120.0
-STRATEGY = EvolutionStrategy(population=192, sigma=0.02, learning_rate=0.01)
+STRATEGY = EvolutionStrategy(Weights(192, 0.02), learning_rate=0.01)
 
 
 class Noted(Round):
@@ -104,7 +105,7 @@ def calm(generations):
     """Each generation's fitness in this process, and the last state."""
     task, state, fitness = make_task(), start(), []
     for generation in range(generations):
-        fitness.append(task.fitness(STRATEGY.ask(state), generation))
+        fitness.append(task.evaluate(STRATEGY.ask(state), generation).fitness)
         state = STRATEGY.tell(state, fitness[-1])
     return fitness, state
 
@@ -133,7 +134,7 @@ class Kills:
             killer = threading.Thread(target=self.kill, args=(evaluator, after))
             killer.start()
             before = time.monotonic()
-            got = evaluator.fitness(STRATEGY.ask(state), generation)
+            got = evaluator.evaluate(STRATEGY.ask(state), generation).fitness
             self.seconds.append(time.monotonic() - before)
             killer.join()
             longest = sorted(self.seconds)[len(self.seconds) // 2]
@@ -154,7 +155,7 @@ class Kills:
             if time.monotonic() > until:
                 raise SystemExit(f"{len(evaluator._crew.started)} workers of {WORKERS}")
             time.sleep(0.3)  # and leave the processor to the one that starts
-            evaluator.fitness(STRATEGY.ask(start()), 0)
+            evaluator.evaluate(STRATEGY.ask(start()), 0)
 
 
 def nodes(generations, say):
@@ -175,7 +176,7 @@ def move(cluster, leaving, evaluator, generations):
 
     def step():
         nonlocal state, generation
-        state = STRATEGY.tell(state, evaluator.fitness(STRATEGY.ask(state), generation))
+        state = STRATEGY.tell(state, evaluator.evaluate(STRATEGY.ask(state), generation))
         generation += 1
 
     until = time.monotonic() + PATIENCE

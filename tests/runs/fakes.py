@@ -2,6 +2,8 @@
 
 import torch
 
+from tinkering.engines.evaluation import Evaluation
+
 
 class Counting:
     """Its state is the number of generations told; its centre says so."""
@@ -12,8 +14,8 @@ class Counting:
     def ask(self, state):
         return f"population of generation {state}"
 
-    def tell(self, state, fitness):
-        self.told.append(fitness.tolist())
+    def tell(self, state, evaluation):
+        self.told.append(evaluation.fitness.tolist())
         return state + 1
 
     def centre(self, state):
@@ -42,15 +44,12 @@ class Evaluator:
     def _happens(self, what, generation):
         self.during.get((what, generation), lambda: None)()
 
-    def fitness(self, population, generation):
+    def evaluate(self, population, generation):
+        assert population.startswith("population")
         self.populations.append((population, generation))
         self._happens("fitness", generation)
         self.clock.now += self.seconds
-        return torch.tensor(self.given)
-
-    def images(self, population):
-        assert population.startswith("population")
-        return 7
+        return Evaluation(torch.tensor(self.given), evaluations=7)
 
     def measure(self, params):
         generation = int(params["generation"])

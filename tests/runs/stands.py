@@ -4,21 +4,25 @@ from functools import partial
 
 import torch
 
-from tinkering.engines.activations import evaluate_outputs
+from tinkering.engines.evaluation import Evaluation
 from tinkering.evaluation.entry import evaluate
 from tinkering.evaluation.fitness import negative_cross_entropy
 from tinkering.noise import Dense, LowRank
-from tinkering.population.perturbed_outputs import PerturbedOutputs
+from tinkering.population import PerturbedActivations
 from tinkering.runs.evolve import Limits, evolve
+from tinkering.strategies.activations import Activations
 from tinkering.strategies.evolution_strategy import EvolutionStrategy
 from tinkering.strategies.genetic_algorithm import GeneticAlgorithm
 from tinkering.strategies.groups import Group
-from tinkering.strategies.output_evolution import OutputEvolution
 from tinkering.strategies.schedules import cosine, inverse_sqrt
+from tinkering.strategies.weights import Weights
 
 
-def _evolution(**own):
-    return EvolutionStrategy(**{"population": 12, "sigma": 0.05, "learning_rate": 0.1, **own})
+def _evolution(learning_rate=0.1, shaping=None, optimiser=torch.optim.Adam, groups=None, **own):
+    perturb = Weights(**{"population": 12, "sigma": 0.05, **own})
+    return EvolutionStrategy(
+        perturb, learning_rate, shaping=shaping, optimiser=optimiser, groups=groups or {}
+    )
 
 
 STRATEGIES = {
@@ -35,7 +39,7 @@ STRATEGIES = {
         group=4,
         shaping="rank",
     ),
-    "outputs": OutputEvolution(members=4, learning_rate=cosine(0.05, 6, 0.01)),
+    "activations": EvolutionStrategy(Activations(samples=4), cosine(0.05, 6, 0.01)),
     "genetic algorithm": GeneticAlgorithm(population=12, sigma=0.1, parents=4, elites=2),
 }
 
@@ -55,14 +59,12 @@ class Task:
     def params(self):
         return {name: p.detach() for name, p in self.model.named_parameters()}
 
-    def fitness(self, population, generation):
+    def evaluate(self, population, generation):
         x, y = self._batch(generation)
-        if isinstance(population, PerturbedOutputs):
-            return evaluate_outputs(self.model, population, x, y)
-        return evaluate(self.model, population, x, y, negative_cross_entropy)
-
-    def images(self, _):
-        return 8
+        if isinstance(population, PerturbedActivations):
+            return evaluate(self.model, population, x, y)
+        fitness = evaluate(self.model, population, x, y, negative_cross_entropy)
+        return Evaluation(fitness, evaluations=8)
 
     def measure(self, params):
         with torch.no_grad():

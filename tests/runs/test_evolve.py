@@ -270,8 +270,8 @@ class TestTroubles:
             told = "update not finite"
 
         class Leaving(Counting):
-            def tell(self, state, fitness):
-                return State(super().tell(state, fitness))
+            def tell(self, state, evaluation):
+                return State(super().tell(state, evaluation))
 
         outcome = evolve(Leaving(), 0, Evaluator(clock), Limits(generations=2))
         assert outcome.troubles == {"update not finite": 2}

@@ -1,6 +1,6 @@
 """Functions with known optima, for many members at once, and runs of a strategy on them."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cache
 
 import cmaes
@@ -9,8 +9,17 @@ import torch
 import torch.nn.functional as F
 
 from tinkering.population import PerturbedPopulation
+from tinkering.strategies.evolution_strategy import EvolutionStrategy
+from tinkering.strategies.weights import Weights
 
 SIZE = 24
+
+
+def evolution(population=Weights.population, sigma=Weights.sigma, **settings):
+    """A strategy that perturbs weights, whose settings and own need not be told apart."""
+    names = {field.name for field in fields(Weights)} & settings.keys()
+    perturb = Weights(population, sigma, **{name: settings.pop(name) for name in names})
+    return EvolutionStrategy(perturb, **settings)
 
 
 def stacked(population):
@@ -106,7 +115,7 @@ def run(strategy, problem, evaluations):
     """The gap that is left of the start's, after about so many evaluations."""
     state = strategy.init(start())
     before = problem.gap(strategy.centre(state))
-    for _ in range(evaluations // strategy.population):
+    for _ in range(evaluations // getattr(strategy, "perturb", strategy).population):
         state = strategy.tell(state, problem.of(strategy.ask(state)))
     return problem.gap(strategy.centre(state)) / before
 

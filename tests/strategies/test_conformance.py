@@ -12,12 +12,15 @@ import torch
 import torch.nn.functional as F
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from problems import PROBLEMS, stacked
+from problems import PROBLEMS, evolution, stacked
 from problems import run as solve
 from torch import nn
 
 from tinkering import evaluate
+from tinkering.engines.evaluation import Evaluation
 from tinkering.noise import Dense, LowRank, Separable
+from tinkering.population import CountedPopulation
+from tinkering.strategies.activations import Activations
 from tinkering.strategies.evolution_strategy import EvolutionStrategy
 from tinkering.strategies.genetic_algorithm import GeneticAlgorithm
 from tinkering.strategies.groups import Group
@@ -26,12 +29,22 @@ from tinkering.strategies.schedules import cosine
 
 def evolution_strategy(**own):
     settings = {"sigma": 0.05, "learning_rate": 0.2, "averaging": 0.8, "decay": 10.0}
-    return lambda **changes: EvolutionStrategy(**{"population": 40, **settings, **own, **changes})
+    return lambda **changes: evolution(**{"population": 40, **settings, **own, **changes})
 
 
 def genetic_algorithm(**own):
     settings = {"population": 40, "sigma": cosine(0.2, 50, 0.02), "parents": 2, "elites": 1}
     return lambda **changes: GeneticAlgorithm(**{**settings, **own, **changes})
+
+
+def activations(**own):
+    settings = {"learning_rate": 0.1, "averaging": 0.8, "decay": 10.0}
+
+    def make(population=MEMBERS, **changes):
+        del population  # how many there are depends on what they are evaluated on
+        return EvolutionStrategy(Activations(samples=4), **{**settings, **own, **changes})
+
+    return make
 
 
 STRATEGIES = {
@@ -41,7 +54,7 @@ STRATEGIES = {
     ),
     "evolution strategy, signs": evolution_strategy(shaping="sign", noise=LowRank(1)),
     "evolution strategy, raw fitness": evolution_strategy(
-        shaping="raw", noise=Dense(), betas=(0.9, 0.9)
+        shaping="raw", noise=Dense(), optimiser=partial(torch.optim.Adam, betas=(0.9, 0.9))
     ),
     "evolution strategy, SGD": evolution_strategy(
         optimiser=partial(torch.optim.SGD, momentum=0.8), learning_rate=0.05
@@ -61,7 +74,10 @@ EVALUATIONS = 2000
 TARGET = 0.01
 """Of the start's distance to the maximum, what every strategy leaves after that many."""
 
-pytestmark = pytest.mark.parametrize("make", STRATEGIES.values(), ids=STRATEGIES.keys())
+counted = pytest.mark.parametrize("make", STRATEGIES.values(), ids=STRATEGIES.keys())
+"""Strategies whose populations have members that can be counted."""
+STRATEGIES_OF_ALL = {**STRATEGIES, "evolution strategy, activations": activations()}
+every = pytest.mark.parametrize("make", STRATEGIES_OF_ALL.values(), ids=STRATEGIES_OF_ALL.keys())
 
 
 def start():
@@ -75,6 +91,13 @@ def members_of(population):
     return [population[i][0] for i in range(len(population))]
 
 
+def noise_of(population):
+    """What its noise is read from, or what it comes to."""
+    if isinstance(population, CountedPopulation):
+        return tuple(flat(population[-1][0]).tolist())
+    return population.stream
+
+
 def flat(params):
     return torch.cat([params[name].flatten() for name in sorted(params)])
 
@@ -85,9 +108,28 @@ def fitness_of(population):
     return -sum(p.reshape(len(population), -1).square().sum(1) for p in params)
 
 
+def tell(strategy, state, fitness=None):
+    """The state after a generation of this fitness; of the distance to zero by default."""
+    population = strategy.ask(state)
+    if isinstance(population, CountedPopulation):
+        return strategy.tell(state, fitness_of(population) if fitness is None else fitness)
+    return strategy.tell(state, evaluation_of(population, fitness))
+
+
+def evaluation_of(population, fitness=None):
+    """What an evaluation of activations might come to; the gradient is another one every time."""
+    fitness = torch.arange(12.0) if fitness is None else fitness
+    generator = torch.Generator().manual_seed(population.stream.generation)
+    gradient = {
+        name: torch.randn(p.shape, generator=generator).to(p) - p
+        for name, p in population.params.items()
+    }
+    return Evaluation(fitness, gradient)
+
+
 def run(strategy, state, generations):
     for _ in range(generations):
-        state = strategy.tell(state, fitness_of(strategy.ask(state)))
+        state = tell(strategy, state)
     return state
 
 
@@ -116,6 +158,7 @@ def assert_same(state, other):
         assert same(value, theirs[path]), path
 
 
+@counted
 def test_ask_gives_members_like_the_start(make):
     strategy = make(population=MEMBERS)
     population = strategy.ask(strategy.init(start()))
@@ -126,6 +169,7 @@ def test_ask_gives_members_like_the_start(make):
     assert len({tuple(flat(member).tolist()) for member in members}) == MEMBERS
 
 
+@counted
 def test_ask_is_a_function_of_the_state(make):
     strategy = make(population=MEMBERS)
     state = strategy.init(start())
@@ -135,6 +179,7 @@ def test_ask_is_a_function_of_the_state(make):
     assert not torch.equal(flat(first[0]), flat(later[0]))
 
 
+@counted
 def test_a_seed_decides_the_members(make):
     first, same, other = (make(population=MEMBERS, seed=seed) for seed in (1, 1, 2))
     members = [members_of(s.ask(s.init(start()))) for s in (first, same, other)]
@@ -142,19 +187,21 @@ def test_a_seed_decides_the_members(make):
     assert not torch.equal(flat(members[0][3]), flat(members[2][3]))
 
 
+@every
 def test_tell_changes_no_state_and_gives_the_same_bits_twice(make):
     strategy = make(population=MEMBERS)
     state = run(strategy, strategy.init(start()), 3)
     before, fitness = copy.deepcopy(state), torch.arange(8.0)
     told = fitness.clone()
-    first = strategy.tell(state, fitness)
+    first = tell(strategy, state, fitness)
     assert_same(state, before)
     assert torch.equal(fitness, told)
-    again = strategy.tell(state, fitness)
+    again = tell(strategy, state, fitness)
     assert_same(first, again)
     assert not torch.equal(flat(strategy.centre(first)), flat(strategy.centre(state)))
 
 
+@every
 def test_later_generations_leave_earlier_states_alone(make):
     strategy = make(population=MEMBERS)
     states = [strategy.init(start())]
@@ -166,6 +213,7 @@ def test_later_generations_leave_earlier_states_alone(make):
         assert_same(state, copied)
 
 
+@every
 @pytest.mark.parametrize(
     "duplicate", [copy.deepcopy, lambda s: pickle.loads(pickle.dumps(s))], ids=["copy", "pickle"]
 )
@@ -176,6 +224,7 @@ def test_a_run_goes_on_from_a_copy_of_its_state(make, duplicate):
     assert_same(run(strategy, half, 4), run(other, duplicate(half), 4))
 
 
+@every
 def test_init_copies_its_parameters(make):
     strategy = make(population=MEMBERS)
     params = {name: p.requires_grad_() for name, p in start().items()}
@@ -191,6 +240,7 @@ def test_init_copies_its_parameters(make):
     assert all(torch.equal(p, torch.zeros_like(p)) for p in params.values())
 
 
+@every
 def test_the_centre_has_the_names_shapes_and_dtypes_of_the_start(make):
     strategy = make(population=MEMBERS)
     state = run(strategy, strategy.init(start()), 2)
@@ -200,6 +250,7 @@ def test_the_centre_has_the_names_shapes_and_dtypes_of_the_start(make):
     assert not any(p.requires_grad for p in centre.values())
 
 
+@every
 def test_parameters_in_double_precision(make):
     strategy = make(population=MEMBERS)
     doubles = {name: p.double() for name, p in start().items()}
@@ -209,6 +260,7 @@ def test_parameters_in_double_precision(make):
     torch.testing.assert_close(flat(centre).float(), flat(singles), rtol=1e-3, atol=1e-3)
 
 
+@counted
 @given(start_at=st.integers(0, MEMBERS - 1), length=st.integers(1, MEMBERS))
 @settings(max_examples=5)
 def test_a_slice_of_the_population_has_the_members_of_the_whole(make, start_at, length):
@@ -220,6 +272,7 @@ def test_a_slice_of_the_population_has_the_members_of_the_whole(make, start_at, 
         assert torch.equal(flat(member), flat(expected))
 
 
+@counted
 def test_the_population_is_evaluated_as_it_is(make):
     model, strategy = MODEL, make(population=MEMBERS)
     if getattr(strategy, "groups", None):
@@ -234,6 +287,7 @@ def test_the_population_is_evaluated_as_it_is(make):
     assert len(result.unique()) == MEMBERS
 
 
+@counted
 @pytest.mark.parametrize("problem", PROBLEMS, ids=lambda problem: problem.name)
 def test_solves(make, problem):
     """Fixed seeds. What is left was 0.0001 to 0.008 when this was written; the package
@@ -241,6 +295,7 @@ def test_solves(make, problem):
     assert solve(make(), problem, EVALUATIONS) < TARGET
 
 
+@every
 @given(fitness=st.lists(st.floats(width=32), min_size=MEMBERS, max_size=MEMBERS))
 @settings(max_examples=10)
 @example(fitness=[math.nan] * 7 + [1.0])
@@ -253,7 +308,7 @@ def test_no_fitness_makes_a_parameter_that_is_not_finite(make, fitness):
     state = strategy.init(start())
     for generation in range(2):
         lost = state.lost
-        state = strategy.tell(state, torch.tensor(fitness))
+        state = tell(strategy, state, torch.tensor(fitness))
         assert state.generation == generation + 1
         assert state.lost == lost + (state.told != "moved")
         assert (state.told == "no finite fitness") == (not any(map(math.isfinite, fitness)))
@@ -261,21 +316,23 @@ def test_no_fitness_makes_a_parameter_that_is_not_finite(make, fitness):
     assert all(torch.isfinite(p).all() for p in strategy.centre(state).values())
 
 
+@every
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_a_generation_without_a_finite_fitness_is_counted_and_moves_nothing(make, value):
     strategy = make(population=MEMBERS)
     state = run(strategy, strategy.init(start()), 2)
-    after = strategy.tell(state, torch.full((MEMBERS,), value))
+    after = tell(strategy, state, torch.full((MEMBERS,), value))
     assert after.generation == state.generation + 1
     assert torch.equal(flat(strategy.centre(after)), flat(strategy.centre(state)))
     assert (after.told, after.lost, state.told, state.lost) == ("no finite fitness", 1, "moved", 0)
     # The next one draws other noise and goes on.
-    assert not torch.equal(flat(strategy.ask(after)[-1][0]), flat(strategy.ask(state)[-1][0]))
-    later = strategy.tell(after, torch.arange(8.0))
+    assert noise_of(strategy.ask(after)) != noise_of(strategy.ask(state))
+    later = tell(strategy, after, torch.arange(8.0))
     assert not torch.equal(flat(strategy.centre(later)), flat(strategy.centre(after)))
     assert (later.told, later.lost) == ("moved", 1)
 
 
+@counted
 @pytest.mark.parametrize(("value", "bad"), [(math.nan, 0), (math.inf, 3), (-math.inf, 7)])
 def test_a_member_that_went_bad_counts_as_the_worst(make, value, bad):
     strategy = make(population=MEMBERS)
@@ -291,6 +348,7 @@ def test_a_member_that_went_bad_counts_as_the_worst(make, value, bad):
     assert not torch.equal(*map(flat, told))
 
 
+@counted
 @pytest.mark.parametrize("shape", [(7,), (9,), (), (8, 1), (1, 8)], ids=str)
 def test_a_fitness_of_another_shape_is_refused(make, shape):
     strategy = make(population=MEMBERS)

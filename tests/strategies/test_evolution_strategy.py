@@ -2,16 +2,19 @@
 
 import math
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
-from problems import stacked
+from problems import evolution, stacked
 
+from tinkering.engines.evaluation import Evaluation
 from tinkering.errors import TinkeringError
 from tinkering.noise import Dense, LowRank, Separable, Stream, draw
-from tinkering.strategies.evolution_strategy import EvolutionStrategy
 
+BETAS = (0.9, 0.999)
+"""Of Adam, where nothing else is asked for."""
 KINDS = [Dense(), LowRank(1), LowRank(2), Separable(1)]
 
 
@@ -26,7 +29,7 @@ def fitness_of(strategy, state, function):
 def estimate(strategy, state, fitness):
     """The ascent that Adam was handed in the first generation: its running mean says it."""
     (slots,) = strategy.tell(state, fitness).optimiser["state"].values()
-    return -slots["exp_avg"] / (1 - strategy.betas[0])
+    return -slots["exp_avg"] / (1 - BETAS[0])
 
 
 def quadratic(shape=(8, 6)):
@@ -55,7 +58,7 @@ def linear(shape=(8, 6)):
 class TestEstimate:
     @pytest.mark.parametrize("kind", KINDS, ids=str)
     def test_is_the_mean_over_pairs_of_utility_times_noise(self, kind):
-        strategy = EvolutionStrategy(population=10, sigma=0.1, noise=kind, seed=4)
+        strategy = evolution(population=10, sigma=0.1, noise=kind, seed=4)
         state = strategy.init(start())
         fitness = fitness_of(strategy, state, quadratic()[0])
         differences = (fitness[0::2] - fitness[1::2]).double().numpy()
@@ -74,7 +77,7 @@ class TestEstimate:
         function, gradient = problem()
         cosines = []
         for pairs in (8, 128, 2048):
-            strategy = EvolutionStrategy(2 * pairs, 0.01, noise=kind, shaping=shaping)
+            strategy = evolution(2 * pairs, 0.01, noise=kind, shaping=shaping)
             state = strategy.init(start())
             ascent = estimate(strategy, state, fitness_of_many(strategy, state, function))
             true = gradient(start()["w"])
@@ -86,7 +89,7 @@ class TestEstimate:
         assert cosines[2] > 0.95
 
     def test_does_not_depend_on_what_both_members_of_a_pair_share(self):
-        strategy = EvolutionStrategy(population=16, sigma=0.1)
+        strategy = evolution(population=16, sigma=0.1)
         state = strategy.init(start())
         fitness = fitness_of(strategy, state, quadratic()[0])
         difficulty = torch.randn(8).repeat_interleave(2)
@@ -99,7 +102,7 @@ class TestEstimate:
 
     @pytest.mark.parametrize("shaping", ["z-score", "rank"])
     def test_does_not_depend_on_the_scale_of_fitness(self, shaping):
-        strategy = EvolutionStrategy(population=16, sigma=0.1, shaping=shaping)
+        strategy = evolution(population=16, sigma=0.1, shaping=shaping)
         state = strategy.init(start())
         fitness = fitness_of(strategy, state, quadratic()[0])
         for scale in (2.0**-20, 4.0, 2.0**30):
@@ -108,7 +111,7 @@ class TestEstimate:
             )
 
     def test_fitness_in_double_precision_keeps_its_digits(self):
-        strategy = EvolutionStrategy(population=8, sigma=0.1)
+        strategy = evolution(population=8, sigma=0.1)
         state = strategy.init(start())
         small = torch.tensor([3.0, 1.0, -2.0, 0.5, 0.0, 1.0, 4.0, -1.0], dtype=torch.float64)
         for shifted in (1e9 + small, 1e300 * small):
@@ -120,10 +123,10 @@ class TestEstimate:
 def fitness_of_many(strategy, state, function):
     """As `fitness_of`, with the noise of all members drawn at once."""
     w = state.params["w"]
-    pairs = strategy.population // 2
+    pairs = strategy.perturb.population // 2
     stream = Stream(strategy.seed, 0)
-    noise = draw(strategy.noise, stream, {"w": w.shape}, range(pairs))["w"].dense()
-    members = [w + s * strategy.sigma * n for n in noise for s in (1, -1)]
+    noise = draw(strategy.perturb.noise, stream, {"w": w.shape}, range(pairs))["w"].dense()
+    members = [w + s * strategy.perturb.sigma * n for n in noise for s in (1, -1)]
     # In double precision: differences of small perturbations would drown in float32.
     return torch.stack([function(m) for m in members])
 
@@ -131,9 +134,8 @@ def fitness_of_many(strategy, state, function):
 class TestSteps:
     def test_are_adams(self):
         """Kingma and Ba 2014 (arXiv 1412.6980), algorithm 1, on the estimates by hand."""
-        strategy = EvolutionStrategy(
-            8, 0.1, learning_rate=0.03, decay=10.0, betas=(0.8, 0.95), seed=2
-        )
+        adam = partial(torch.optim.Adam, betas=(0.8, 0.95))
+        strategy = evolution(8, 0.1, learning_rate=0.03, decay=10.0, optimiser=adam, seed=2)
         function, _ = quadratic()
         state = strategy.init(start())
         w = start()["w"].double().numpy()
@@ -153,7 +155,7 @@ class TestSteps:
             np.testing.assert_allclose(state.params["w"], w, rtol=1e-3, atol=1e-3)
 
     def test_ask_perturbs_the_latest_centre_and_the_average_is_handed_out(self):
-        strategy = EvolutionStrategy(8, 0.1)
+        strategy = evolution(8, 0.1)
         state = strategy.init(start())
         for _ in range(3):
             state = strategy.tell(state, fitness_of(strategy, state, quadratic()[0]))
@@ -169,21 +171,21 @@ class TestSteps:
     )
     def test_the_step_shrinks_with_the_generations(self, generation, decay, step):
         """Adam's first step has the length of its learning rate in every parameter."""
-        strategy = EvolutionStrategy(8, 0.1, learning_rate=0.04, decay=decay)
+        strategy = evolution(8, 0.1, learning_rate=0.04, decay=decay)
         start = strategy.init({"position": torch.zeros(20)})
         state = replace(start, generation=generation)
         after = strategy.tell(state, torch.randn(8)).params["position"]
         torch.testing.assert_close(after.abs(), torch.full((20,), step), rtol=1e-3, atol=0)
 
     def test_no_averaging_hands_out_the_latest_centre(self):
-        strategy = EvolutionStrategy(8, 0.1, averaging=0.0)
+        strategy = evolution(8, 0.1, averaging=0.0)
         state = strategy.init(start())
         for _ in range(3):
             state = strategy.tell(state, fitness_of(strategy, state, quadratic()[0]))
             assert torch.equal(strategy.centre(state)["w"], state.params["w"])
 
     def test_the_average_forgets_the_start_early_and_then_keeps_its_weight(self):
-        strategy = EvolutionStrategy(4, 0.1, averaging=0.9)
+        strategy = evolution(4, 0.1, averaging=0.9)
         state = strategy.init(start((3,)))
         weights = []
         for _ in range(120):
@@ -199,7 +201,7 @@ class TestSteps:
         assert max(weights) < 0.9 + 1e-3
 
     def test_the_average_is_nearer_to_the_optimum_than_the_latest_centre(self):
-        strategy = EvolutionStrategy(8, 0.1, learning_rate=0.1)
+        strategy = evolution(8, 0.1, learning_rate=0.1)
         state = strategy.init(start((20,)))
         for _ in range(200):
             state = strategy.tell(state, fitness_of(strategy, state, lambda w: -w.square().sum()))
@@ -245,17 +247,19 @@ class TestMistakes:
                 "population: needed a multiple of 8, because members are compared in groups of "
                 "it, got 12.",
             ),
-            ({"betas": (1.0, 0.9)}, "betas: needed two numbers from 0 to below 1, got (1.0, 0.9)."),
-            (
-                {"betas": (0.9, -0.1)},
-                "betas: needed two numbers from 0 to below 1, got (0.9, -0.1).",
-            ),
             ({"seed": -1}, "seed: needed an integer from 0 to 2^64 - 1, got -1."),
             ({"seed": 2**64}, f"seed: needed an integer from 0 to 2^64 - 1, got {2**64}."),
         ],
     )
     def test_message(self, arguments, message):
         with pytest.raises(ValueError, match="needed") as caught:
-            EvolutionStrategy(**arguments)
+            evolution(**arguments)
         assert str(caught.value) == message
         assert isinstance(caught.value, TinkeringError)
+
+
+def test_what_is_told_may_be_an_evaluation_or_the_fitness_alone():
+    strategy = evolution(8, 0.1)
+    state, fitness = strategy.init(start()), torch.arange(8.0)
+    alone, whole = (strategy.tell(state, told) for told in (fitness, Evaluation(fitness)))
+    assert torch.equal(alone.params["w"], whole.params["w"])

@@ -9,10 +9,9 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from problems import stacked
+from problems import evolution, stacked
 
 from tinkering.noise import Dense, LowRank, Separable
-from tinkering.strategies.evolution_strategy import EvolutionStrategy
 
 SIZES = [32, 128, 512, 2048]
 SEEDS = 12
@@ -22,7 +21,7 @@ def estimate(function, start, **changes):
     """The gradient as the strategy estimates it, of ``[members, ...] tensors -> [members]``."""
     settings = {"sigma": 0.01, "shaping": "raw", "noise": Dense(), "averaging": 0.0}
     settings |= {"optimiser": torch.optim.SGD, "learning_rate": 1.0, **changes}
-    strategy = EvolutionStrategy(**settings)
+    strategy = evolution(**settings)
     state = strategy.init(start)
     after = strategy.tell(state, function(stacked(strategy.ask(state))))
     assert after.told == "moved"
@@ -172,7 +171,7 @@ class TestEvenOrders:
             return -members["w"].square().sum((1, 2))
 
         settings = {"population": 2000, "sigma": 0.5, "antithetic": False, "group": 8}
-        strategy = EvolutionStrategy(2000, 0.5, noise=Dense(), antithetic=False)
+        strategy = evolution(2000, 0.5, noise=Dense(), antithetic=False)
         population = strategy.ask(strategy.init(self.START))
         fitness = bowl(stacked(population))
         one_sided = population.weighted_noise(fitness / 2000)["w"] / 0.5

@@ -5,11 +5,11 @@ import pickle
 
 import pytest
 import torch
+from problems import evolution
 from torch import nn
 
 from tinkering import evaluate
 from tinkering.noise import Dense
-from tinkering.strategies.evolution_strategy import EvolutionStrategy
 from tinkering.strategies.groups import Group, group_of_each
 
 NAMES = ["bn1.weight", "bn1.bias", "layer4.0.conv.weight", "layer4.0.bn.bias", "head.weight"]
@@ -46,7 +46,7 @@ class TestPatterns:
 
     @pytest.mark.parametrize("pattern", ["layer5.*", "BN1.*", "bn", ""])
     def test_a_pattern_that_matches_nothing_is_refused_with_the_names(self, pattern):
-        strategy = EvolutionStrategy(groups={"*.bias": Group(), pattern: Group(sigma=0.0)})
+        strategy = evolution(groups={"*.bias": Group(), pattern: Group(sigma=0.0)})
         with pytest.raises(ValueError, match="groups") as caught:
             strategy.init({name: torch.zeros(2) for name in NAMES})
         assert str(caught.value) == (
@@ -56,7 +56,7 @@ class TestPatterns:
 
     def test_something_has_to_evolve(self):
         with pytest.raises(ValueError, match="a sigma above 0 for some parameter"):
-            init(EvolutionStrategy(groups={"*": Group(sigma=0.0)}))
+            init(evolution(groups={"*": Group(sigma=0.0)}))
 
     @pytest.mark.parametrize(
         ("arguments", "message"),
@@ -83,7 +83,7 @@ class TestSigma:
     GROUPS = {"3.*": Group(sigma=3.0), "1.*": Group(sigma=0.0)}  # noqa: RUF012
 
     def test_is_a_factor_and_zero_leaves_the_population(self):
-        plain, grouped = EvolutionStrategy(6, 0.1), EvolutionStrategy(6, 0.1, groups=self.GROUPS)
+        plain, grouped = evolution(6, 0.1), evolution(6, 0.1, groups=self.GROUPS)
         ordinary, population = plain.ask(init(plain)), grouped.ask(init(grouped))
         assert list(population.params) == ["0.weight", "0.bias", "3.weight", "3.bias"]
         centre = dict(make_model().named_parameters())
@@ -94,11 +94,11 @@ class TestSigma:
 
     def test_without_factors_the_population_has_one_number(self):
         groups = {"3.*": Group(step=2.0), "1.*": Group(sigma=0.0)}
-        strategy = EvolutionStrategy(6, 0.1, groups=groups)
+        strategy = evolution(6, 0.1, groups=groups)
         assert strategy.ask(init(strategy)).sigma == 0.1
 
     def test_what_does_not_evolve_is_in_the_centre_as_it_was_given(self):
-        strategy = EvolutionStrategy(6, 0.1, groups=self.GROUPS)
+        strategy = evolution(6, 0.1, groups=self.GROUPS)
         state, model = init(strategy), make_model()
         for _ in range(3):
             state = strategy.tell(state, torch.randn(6))
@@ -114,7 +114,7 @@ class TestSigma:
         slope = {"a": torch.randn(6), "b": torch.randn(6)}
         estimates = []
         for factor in (1.0, 20.0):
-            strategy = EvolutionStrategy(
+            strategy = evolution(
                 40_000,
                 0.01,
                 shaping=shaping,
@@ -140,7 +140,7 @@ class TestSigma:
             torch.testing.assert_close(estimates[0], true, rtol=0.1, atol=0.1)
 
     def test_is_evaluated_with_the_models_own_for_the_rest(self):
-        model, strategy = make_model().eval(), EvolutionStrategy(6, 0.1, groups=self.GROUPS)
+        model, strategy = make_model().eval(), evolution(6, 0.1, groups=self.GROUPS)
         population, x = strategy.ask(init(strategy)), torch.randn(4, 6)
         y = torch.tensor([0, 1, 2, 0])
         together = evaluate(model, population, x, y, engine="factored")
@@ -153,7 +153,7 @@ class TestStep:
         for optimiser in (SGD, torch.optim.Adam):
             changes = []
             for these in ({}, groups):
-                strategy = EvolutionStrategy(8, 0.1, optimiser=optimiser, groups=these, decay=5.0)
+                strategy = evolution(8, 0.1, optimiser=optimiser, groups=these, decay=5.0)
                 state = init(strategy)
                 for fitness in torch.randn(3, 8, generator=torch.Generator().manual_seed(0)):
                     state = strategy.tell(state, fitness)
@@ -166,7 +166,7 @@ class TestStep:
     @pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda s: pickle.loads(pickle.dumps(s))])
     def test_goes_on_from_a_copy(self, duplicate):
         groups = {"3.*": Group(sigma=0.5, step=4.0), "0.bias": Group(sigma=0.0)}
-        strategy = EvolutionStrategy(8, 0.1, groups=groups)
+        strategy = evolution(8, 0.1, groups=groups)
         state = strategy.tell(init(strategy), torch.arange(8.0))
         fitness = torch.randn(8)
         first, second = (strategy.tell(s, fitness) for s in (state, duplicate(state)))

@@ -7,12 +7,12 @@ from functools import partial
 
 import pytest
 import torch
-from problems import stacked
+from problems import evolution, stacked
 
 from tinkering.errors import ArgumentError
 from tinkering.noise import Dense
+from tinkering.strategies.activations import Activations
 from tinkering.strategies.evolution_strategy import EvolutionStrategy
-from tinkering.strategies.output_evolution import OutputEvolution
 from tinkering.strategies.stepping import fresh_optimiser, stepped
 
 OPTIMISERS = {
@@ -32,7 +32,7 @@ def start():
 
 
 def strategy_with(make, **changes):
-    return EvolutionStrategy(
+    return evolution(
         **{
             "population": 16,
             "sigma": 0.1,
@@ -123,9 +123,9 @@ def test_weight_decay_draws_towards_zero():
         torch.testing.assert_close(plain[name] - decayed[name], 0.01 * 0.5 * p)
 
 
-def test_the_default_is_adam_with_the_betas():
-    own = strategy_with(None, betas=(0.5, 0.9))
-    given = strategy_with(partial(torch.optim.Adam, betas=(0.5, 0.9)))
+def test_the_default_is_adam():
+    own = evolution(16, 0.1, learning_rate=0.05, noise=Dense(), averaging=0.0)
+    given = strategy_with(partial(torch.optim.Adam, betas=(0.9, 0.999)))
     first, second = (run(s, s.init(start()), 4) for s in (own, given))
     assert all(torch.equal(p, second.params[name]) for name, p in first.params.items())
 
@@ -162,15 +162,18 @@ def test_a_generation_whose_update_is_not_finite_is_lost_and_said_so():
     assert (again.told, again.lost) == ("moved", 1)
 
 
+SLOW = partial(torch.optim.Adam, betas=(1 - 2**-53, 0.999))
+
+
 class TestStepsThatCannotBeTaken:
     """A step that overflows would end a run with PyTorch's own error, in its first generation."""
 
     @pytest.mark.parametrize(
         "strategy",
         [
-            EvolutionStrategy(population=4, learning_rate=1e300),
-            EvolutionStrategy(population=4, learning_rate=lambda _: 1e300, betas=(1 - 2**-53, 0.9)),
-            OutputEvolution(learning_rate=1e23),
+            evolution(population=4, learning_rate=1e300),
+            evolution(population=4, learning_rate=lambda _: 1e300, optimiser=SLOW),
+            EvolutionStrategy(Activations(), learning_rate=1e23),
         ],
         ids=str,
     )
@@ -182,22 +185,20 @@ class TestStepsThatCannotBeTaken:
         )
 
     def test_those_of_a_schedule_when_they_come(self):
-        strategy = EvolutionStrategy(population=4, learning_rate=lambda g: 1e300 if g else 0.1)
+        strategy = evolution(population=4, learning_rate=lambda g: 1e300 if g else 0.1)
         state = strategy.tell(strategy.init(start()), torch.arange(4.0))
         with pytest.raises(ArgumentError, match="learning_rate: needed a number of at most"):
             strategy.tell(state, torch.arange(4.0))
 
     def test_the_largest_is_taken_or_counted_as_lost(self):
-        strategy = EvolutionStrategy(
-            population=4, learning_rate=3.7e22, betas=(1 - 2**-53, 0.999), averaging=0.0
-        )
+        strategy = evolution(population=4, learning_rate=3.7e22, optimiser=SLOW, averaging=0.0)
         state = strategy.tell(strategy.init(start()), torch.arange(4.0))
         assert state.told in ("moved", "update not finite")
 
     def test_double_precision_holds_larger_ones(self):
         params = {name: value.double() for name, value in start().items()}
-        assert EvolutionStrategy(population=4, learning_rate=1e200).init(params).generation == 0
+        assert evolution(population=4, learning_rate=1e200).init(params).generation == 0
 
     def test_small_types_are_moved_by_steps_in_float32(self):
         params = {name: value.half() for name, value in start().items()}
-        assert EvolutionStrategy(population=4, learning_rate=0.1).init(params).generation == 0
+        assert evolution(population=4, learning_rate=0.1).init(params).generation == 0

@@ -8,11 +8,12 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from problems import evolution
 
 from tinkering.errors import ArgumentError, TinkeringError
+from tinkering.strategies.activations import Activations
 from tinkering.strategies.evolution_strategy import EvolutionStrategy
 from tinkering.strategies.genetic_algorithm import GeneticAlgorithm
-from tinkering.strategies.output_evolution import OutputEvolution
 from tinkering.strategies.schedules import constant, cosine, inverse_sqrt, value_at
 
 SCHEDULES = [constant(0.3), inverse_sqrt(0.3, 20.0), cosine(0.3, 40, 0.1, 5), cosine(0.3, 1)]
@@ -84,7 +85,7 @@ class TestInStrategies:
     @pytest.mark.parametrize(
         "make",
         [
-            lambda sigma: EvolutionStrategy(400, sigma, learning_rate=1e-9),
+            lambda sigma: evolution(400, sigma, learning_rate=1e-9),
             lambda sigma: GeneticAlgorithm(400, sigma, parents=1, elites=0),
         ],
         ids=["evolution strategy", "genetic algorithm"],
@@ -101,8 +102,8 @@ class TestInStrategies:
 
     def test_the_learning_rate_and_that_a_number_is_inverse_sqrt(self):
         """Adam's first step has the length of its learning rate in every parameter."""
-        numbers = EvolutionStrategy(8, 0.1, learning_rate=0.04, decay=10.0)
-        schedule = EvolutionStrategy(8, 0.1, learning_rate=inverse_sqrt(0.04, 10.0))
+        numbers = evolution(8, 0.1, learning_rate=0.04, decay=10.0)
+        schedule = evolution(8, 0.1, learning_rate=inverse_sqrt(0.04, 10.0))
         states = [s.init(self.PARAMS) for s in (numbers, schedule)]
         for generation in range(4):
             fitness = torch.randn(8)
@@ -113,7 +114,7 @@ class TestInStrategies:
             states = told
 
     def test_a_learning_rate_of_zero_moves_nothing(self):
-        strategy = EvolutionStrategy(8, 0.1, learning_rate=cosine(0.1, 2), averaging=0.0)
+        strategy = evolution(8, 0.1, learning_rate=cosine(0.1, 2), averaging=0.0)
         state = strategy.init(self.PARAMS)
         centres = []
         for _ in range(4):
@@ -124,7 +125,7 @@ class TestInStrategies:
         assert (state.told, state.lost) == ("moved", 0)
 
     def test_a_sigma_of_zero_is_refused(self):
-        strategy = EvolutionStrategy(8, lambda _: 0.0)
+        strategy = evolution(8, lambda _: 0.0)
         message = "sigma: needed a finite number above 0 from its schedule in generation 0, got 0.0"
         with pytest.raises(ValueError, match=message):
             strategy.ask(strategy.init(self.PARAMS))
@@ -133,13 +134,14 @@ class TestInStrategies:
 @pytest.mark.parametrize(
     "make",
     [
-        lambda sigma: EvolutionStrategy(population=4, sigma=sigma),
+        lambda sigma: evolution(population=4, sigma=sigma),
         lambda sigma: GeneticAlgorithm(population=4, parents=1, elites=0, sigma=sigma),
-        lambda sigma: OutputEvolution(sigma=sigma),
+        lambda sigma: EvolutionStrategy(Activations(sigma=sigma)),
     ],
 )
 def test_a_sigma_that_the_noise_cannot_have_is_refused(make):
-    assert make(3.4e38).sigma == 3.4e38
+    strategy = make(3.4e38)
+    assert getattr(strategy, "perturb", strategy).sigma == 3.4e38
     with pytest.raises(ArgumentError) as caught:
         make(1e39)
     assert str(caught.value) == "sigma: needed a number above 0 and at most 3.403e+38, got 1e+39."
@@ -148,7 +150,8 @@ def test_a_sigma_that_the_noise_cannot_have_is_refused(make):
 def test_and_one_of_a_schedule_when_it_comes():
     params = {"w": torch.zeros(3)}
     for strategy in (
-        EvolutionStrategy(population=4, sigma=lambda _: 1e39),
+        evolution(population=4, sigma=lambda _: 1e39),
+        EvolutionStrategy(Activations(sigma=lambda _: 1e39)),
         GeneticAlgorithm(population=4, parents=1, elites=0, sigma=lambda _: 1e39),
     ):
         with pytest.raises(ArgumentError, match="sigma: needed a finite number above 0 and at mo"):

@@ -4,16 +4,18 @@ import math
 
 import pytest
 import torch
-from hypothesis import assume, settings
+from hypothesis import assume, example, settings
 from hypothesis import given as given_
 from hypothesis import strategies as st
 
+from tinkering.errors import ArgumentError
 from tinkering.strategies.shaping import (
-    GROUP_SHAPINGS,
     SHAPINGS,
+    by_the_others,
     centred_rank,
     group_advantages,
     pair_advantages,
+    relative,
     replace_non_finite,
     signed_rank,
     z_score,
@@ -24,8 +26,9 @@ def given(*drawn):
     return lambda test: settings(max_examples=25)(given_(*drawn)(test))
 
 
-BOTH = {**SHAPINGS, **{f"{name}, groups": each for name, each in GROUP_SHAPINGS.items()}}
-BLIND = {name: each for name, each in SHAPINGS.items() if name != "raw"}
+PAIRS = SHAPINGS["pairs"]
+BOTH = {**PAIRS, **{f"{name}, groups": each for name, each in SHAPINGS["groups"].items()}}
+BLIND = {name: each for name, each in PAIRS.items() if name != "raw"}
 ALL_BLIND = {name: each for name, each in BOTH.items() if not name.startswith("raw")}
 
 
@@ -33,7 +36,7 @@ def table(of):
     return pytest.mark.parametrize("shaping", of.values(), ids=of.keys())
 
 
-shapings = table(SHAPINGS)
+shapings = table(PAIRS)
 NUMBERS = st.floats(-1e3, 1e3, width=32).map(lambda value: round(value, 3))
 DIFFERENCES = st.lists(NUMBERS, min_size=1, max_size=12).map(torch.tensor)
 ANYTHING = st.lists(st.floats(width=32), min_size=1, max_size=12)
@@ -163,3 +166,73 @@ def test_infinity_is_not_the_best():
     fitness = torch.tensor([math.inf, 0.5, -1.0, math.nan, -math.inf])
     assert replace_non_finite(fitness).argmax() == 1
     assert fitness[0] == math.inf  # the argument is left as it was
+
+
+MATRICES = st.integers(2, 6).flatmap(
+    lambda members: st.lists(
+        st.lists(
+            st.floats(-1e6, 1e6, width=32) | st.sampled_from([math.nan, math.inf, -math.inf]),
+            min_size=members,
+            max_size=members,
+        ),
+        min_size=1,
+        max_size=4,
+    )
+)
+
+
+class TestByTheOthers:
+    @given_(fitness=MATRICES)
+    def test_are_the_fitness_by_the_mean_of_the_others(self, fitness):
+        result = by_the_others(torch.tensor(fitness))
+        for row, values in zip(result.tolist(), fitness, strict=True):
+            finite = [value for value in values if math.isfinite(value)]
+            known = [v if math.isfinite(v) else min(finite, default=0.0) for v in values]
+            size = max(map(abs, known))
+            for i, value in enumerate(row):
+                others = known[:i] + known[i + 1 :]
+                expected = known[i] - sum(others) / len(others)
+                assert value == pytest.approx(expected, abs=1e-5 * size + 1e-30)
+
+    @given_(fitness=MATRICES)
+    def test_an_examples_are_its_own(self, fitness):
+        fitness = torch.tensor(fitness)
+        alone = torch.cat([by_the_others(row[None]) for row in fitness])
+        assert torch.equal(alone, by_the_others(fitness))
+
+    @given_(value=st.floats(-(2.0**90), 2.0**90, width=32), members=st.integers(2, 9))
+    @example(value=-0.1, members=6)
+    def test_equal_ones_are_worth_exactly_nothing(self, value, members):
+        """What rounding leaves would be divided by a small noise."""
+        assert not by_the_others(torch.full((3, members), value)).any()
+
+
+class TestRelativeOfExamples:
+    @given_(fitness=MATRICES)
+    def test_are_utilities_by_the_mean(self, fitness):
+        fitness = torch.tensor(fitness).abs()
+        result = relative(fitness)
+        assert torch.isfinite(result).all()
+        for row, values, plain in zip(result, fitness, by_the_others(fitness), strict=True):
+            mean = values.where(torch.isfinite(values), 0.0).mean()
+            expected = plain / mean if mean > 0 else torch.zeros_like(plain)
+            torch.testing.assert_close(row, expected)
+
+    @given_(right=st.lists(st.integers(0, 64), min_size=2, max_size=9))
+    def test_are_no_larger_than_the_group(self, right):
+        result = relative(torch.tensor([right]) / 64)
+        assert result.abs().max() <= len(right) * (1 + 1e-5)
+
+
+class TestRelative:
+    def test_a_number_below_zero_is_refused(self):
+        with pytest.raises(ArgumentError) as caught:
+            relative(torch.tensor([[0.5, -0.25]]))
+        needed = 'numbers of at least 0, for shaping "relative"'
+        assert str(caught.value) == f"fitness: needed {needed}, got -0.25."
+
+    @pytest.mark.parametrize("lost", [torch.nan, torch.inf, -torch.inf])
+    def test_what_is_not_finite_counts_as_the_worst_and_is_not_refused(self, lost):
+        worth = relative(torch.tensor([[lost, 0.25, 0.75]]))
+        assert bool(torch.isfinite(worth).all())
+        assert worth[0, 0] == worth[0].min()

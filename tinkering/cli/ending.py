@@ -23,7 +23,7 @@ from tinkering.runs.predictions import (
     gravest_mistakes,
     save_predictions,
 )
-from tinkering.tasks.predictions import predict_split
+from tinkering.tasks.classification import predict_split
 
 _ENDINGS = {
     "seconds": "Ended by --seconds",

@@ -43,7 +43,7 @@ class Evolve:
     """Channels of the first of the four stages; the others have 2, 4 and 8 times as many."""
     blocks: tuple[int, int, int, int] = (1, 1, 1, 1)
     """Residual blocks in each stage."""
-    strategy: Literal["outputs", "weights"] = "outputs"
+    strategy: Literal["activations", "weights"] = "activations"
     """What is perturbed: what the layers put out, which learns faster, or the weights, whose
     members are networks of their own."""
     population: Annotated[int | None, tyro.conf.arg(metavar="NUMBER")] = None

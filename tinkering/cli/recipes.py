@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,11 +18,12 @@ from tinkering.engines.rating import Fitness
 from tinkering.errors import ArgumentError
 from tinkering.evaluation.fitness import accuracy, negative_cross_entropy
 from tinkering.noise import LowRank
+from tinkering.strategies.activations import Activations
 from tinkering.strategies.evolution_strategy import EvolutionStrategy
-from tinkering.strategies.output_evolution import OutputEvolution
+from tinkering.strategies.perturbation import Perturbation
 from tinkering.strategies.schedules import Schedule, inverse_sqrt, require_positive
+from tinkering.strategies.weights import Weights
 from tinkering.tasks.classification import Classification
-from tinkering.tasks.output_classification import OutputClassification
 
 FITNESS: Mapping[str, Fitness] = {
     "cross-entropy": negative_cross_entropy,
@@ -73,63 +75,66 @@ def _steps(settings: Settings) -> Schedule:
 
 def _weights(settings: Settings) -> EvolutionStrategy:
     _groups(settings)
-    return EvolutionStrategy(
+    perturb = Weights(
         population=settings["population"],
         sigma=settings["sigma"],
-        learning_rate=_steps(settings),
-        averaging=settings["averaging"],
-        shaping=settings["shaping"],
         noise=LowRank(settings["rank"]),
-        seed=settings["seed"],
         antithetic=settings["antithetic"],
         group=settings["group"],
     )
+    return _evolution(perturb, settings)
 
 
-def _weights_task(settings: Settings, model: nn.Module, dataset: Dataset) -> Classification:
+def _evolution(perturb: Perturbation, settings: Settings, **more: Any) -> EvolutionStrategy:
+    return EvolutionStrategy(
+        perturb,
+        learning_rate=_steps(settings),
+        averaging=settings["averaging"],
+        shaping=settings["shaping"],
+        seed=settings["seed"],
+        **more,
+    )
+
+
+def _task(
+    settings: Settings, model: nn.Module, dataset: Dataset, group: int | None, batch: int
+) -> Classification:
     return Classification(
         model,
         dataset,
         seed=settings["seed"],
         fitness=FITNESS[settings["fitness"]],
         dtype=getattr(torch, settings["dtype"]),
+        statistics=settings["statistics"],
+        group=group,
+        batch=batch,
         memory=settings["memory"],
         shift=settings["shift"],
-        statistics=settings["statistics"],
-        # One batch for all need not be held once a member.
-        group=None if settings["group"] == settings["population"] else settings["group"],
-        batch=settings["images"],
     )
 
 
-def _outputs(settings: Settings) -> OutputEvolution:
+def _weights_task(settings: Settings, model: nn.Module, dataset: Dataset) -> Classification:
+    # One batch for all need not be held once a member.
+    group = None if settings["group"] == settings["population"] else settings["group"]
+    return _task(settings, model, dataset, group, settings["images"])
+
+
+def _activations(settings: Settings) -> EvolutionStrategy:
     _groups(settings)
     if settings["shaping"] == "relative" and settings["fitness"] != "accuracy":
         needed = "raw, or --fitness accuracy (relative is for a fitness of at least 0)"
         raise ArgumentError("shaping", needed, "relative")
-    return OutputEvolution(
-        members=settings["group"],
+    perturb = Activations(
         sigma=settings["sigma"],
-        learning_rate=_steps(settings),
-        averaging=settings["averaging"],
-        seed=settings["seed"],
-        shaping=settings["shaping"],
+        samples=settings["group"],
         blur=settings["blur"],
         readings=settings["readings"],
     )
+    return _evolution(perturb, settings, optimiser=partial(torch.optim.Adam, betas=(0.9, 0.99)))
 
 
-def _outputs_task(settings: Settings, model: nn.Module, dataset: Dataset) -> OutputClassification:
-    return OutputClassification(
-        model,
-        dataset,
-        images=_groups(settings),
-        seed=settings["seed"],
-        fitness=FITNESS[settings["fitness"]],
-        dtype=getattr(torch, settings["dtype"]),
-        memory=settings["memory"],
-        shift=settings["shift"],
-    )
+def _activations_task(settings: Settings, model: nn.Module, dataset: Dataset) -> Classification:
+    return _task(settings, model, dataset, None, _groups(settings))
 
 
 def _said(where: str) -> Callable[[Settings], str]:
@@ -139,7 +144,7 @@ def _said(where: str) -> Callable[[Settings], str]:
 
 
 RECIPES: Mapping[str, Recipe] = {
-    "outputs": Recipe(
+    "activations": Recipe(
         {
             "population": 512,
             "group": 8,
@@ -156,8 +161,8 @@ RECIPES: Mapping[str, Recipe] = {
             "blur": 2.0,
             "readings": 1024,
         },
-        _outputs,
-        _outputs_task,
+        _activations,
+        _activations_task,
         _said(" at each layer"),
     ),
     "weights": Recipe(

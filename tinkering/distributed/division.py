@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
-import torch
 from torch import Tensor
 
+from tinkering.engines.evaluation import Evaluation
 from tinkering.errors import ArgumentError
 
 
@@ -15,11 +15,8 @@ from tinkering.errors import ArgumentError
 class Task(Protocol):
     """What the loop needs of an evaluation: see `tinkering.runs.evolve.Evaluator`."""
 
-    def fitness(self, population: Any, generation: int) -> Any:
-        """Return the fitness of each member, ``[members]``, or scores with that."""
-
-    def images(self, population: Any) -> int:
-        """Return the model-images that evaluating this population takes."""
+    def evaluate(self, population: Any, generation: int) -> Evaluation:
+        """Return what the population was worth."""
 
     def measure(self, params: Mapping[str, Tensor]) -> Mapping[str, float]:
         """Return held-out figures of one parameter set."""
@@ -27,16 +24,17 @@ class Task(Protocol):
 
 @runtime_checkable
 class Divisible(Task, Protocol):
-    """A task whose parts come to the same bits as the whole, whoever evaluates them."""
+    """A task whose parts come to the same bits as the whole, whoever evaluates them.
+
+    What `tinkering.engines.evaluation.merged` makes of all parts in their order is what
+    ``evaluate`` returns.
+    """
 
     def parts(self, population: Any, count: int) -> Sequence[slice]:
         """Return about `count` parts; that they are others must not change the result."""
 
-    def part(self, population: Any, generation: int, part: slice) -> Any:
-        """Return the result of one part."""
-
-    def merged(self, population: Any, results: Sequence[Any]) -> Any:
-        """Return what `fitness` would have, from the results of all parts in their order."""
+    def part(self, population: Any, generation: int, part: slice) -> Evaluation:
+        """Return the evaluation of one part."""
 
 
 def divisible(task: Task) -> Divisible:
@@ -45,7 +43,7 @@ def divisible(task: Task) -> Divisible:
 
 
 class _ByMembers:
-    """A task whose ``fitness`` is given some members at a time.
+    """A task whose ``evaluate`` is given some members at a time.
 
     That a member's fitness does not depend on which others are evaluated with it is up to the
     task.
@@ -54,11 +52,8 @@ class _ByMembers:
     def __init__(self, task: Task) -> None:
         self._task = task
 
-    def fitness(self, population: Any, generation: int) -> Any:
-        return self._task.fitness(population, generation)
-
-    def images(self, population: Any) -> int:
-        return self._task.images(population)
+    def evaluate(self, population: Any, generation: int) -> Evaluation:
+        return self._task.evaluate(population, generation)
 
     def measure(self, params: Mapping[str, Tensor]) -> Mapping[str, float]:
         return self._task.measure(params)
@@ -76,24 +71,22 @@ class _ByMembers:
         starts = range(0, len(population), each)
         return [slice(at, min(at + each, len(population))) for at in starts]
 
-    def part(self, population: Any, generation: int, part: slice) -> Tensor:
-        """Return the fitness of some members.
+    def part(self, population: Any, generation: int, part: slice) -> Evaluation:
+        """Return the evaluation of some members.
 
         Raises:
-            ArgumentError: (a ``ValueError``) it is not one number a member.
+            ArgumentError: (a ``ValueError``) its fitness is not one scalar per member.
         """
-        fitness = self._task.fitness(population[part], generation)
-        members = part.stop - part.start
-        if not isinstance(fitness, Tensor) or fitness.shape != (members,):
-            came = list(fitness.shape) if isinstance(fitness, Tensor) else type(fitness).__name__
-            raise ArgumentError(
-                "make_task",
-                f"a task whose fitness is a tensor of shape [{members}] for {members} members",
-                came,
-                "A task that returns anything else needs parts, part and merged of its own.",
-            )
-        return fitness
-
-    def merged(self, population: Any, results: Sequence[Tensor]) -> Tensor:
-        del population
-        return torch.cat(list(results))
+        evaluation: Any = self._task.evaluate(population[part], generation)
+        members, came = part.stop - part.start, type(evaluation).__name__
+        if isinstance(evaluation, Evaluation):
+            if evaluation.fitness.shape == (members,):
+                return evaluation
+            came = str(list(evaluation.fitness.shape))
+        raise ArgumentError(
+            "make_task",
+            f"a task whose evaluate returns an Evaluation with fitness of shape [{members}] "
+            f"for {members} members",
+            came,
+            "One whose members are others needs parts and part of its own.",
+        )

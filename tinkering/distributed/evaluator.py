@@ -2,9 +2,10 @@
 
 In a generation a worker fetches the population once, which is its centre and some numbers, and
 is told which part of it to evaluate: noise is drawn again from its seed, and images are the
-worker's own. It answers with a number a member (for perturbed outputs with one estimate as large
-as the centre, too). Results are put together in the order of the members, whoever they came
-from, so the bits are those of a single process, if each process has one thread.
+worker's own. It answers with an evaluation: one scalar per member, and, where activations are
+perturbed, one gradient estimate as large as the centre. They are merged in the order of the
+members, whoever they came from, so the bits are those of a single process, if each process has
+one thread.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from tinkering.distributed.cluster import amount, connect, import_ray
 from tinkering.distributed.crew import Crew, Resources, Say
 from tinkering.distributed.division import Task, divisible
 from tinkering.distributed.round import Round
+from tinkering.engines.evaluation import Evaluation, merged
 from tinkering.errors import ArgumentError, ClusterError
 
 PARTS_A_WORKER = 4
@@ -57,8 +59,8 @@ class RayEvaluator:
         make_task: returns the task; called here and in every worker, so what it refers to
             travels there once. Data are best loaded by it, by name and checksum:
             ``tinkering.data.load(name, sha256=...)``. A task may have parts of its own
-            (`tinkering.distributed.division.Divisible`, as `Classification` and
-            `OutputClassification` have); any other is handed slices of the population.
+            (`tinkering.distributed.division.Divisible`, as `Classification` has); any other is
+            handed slices of the population.
         workers: how many processes; by default as many as there are CPUs for.
         threads: of each, and the CPUs that Ray reserves for it.
         gpus_per_worker: GPUs that Ray reserves for each; whether the task uses them is its own
@@ -83,7 +85,7 @@ class RayEvaluator:
         ...     return Classification(model, load("mnist5k"))
         >>> population = PerturbedPopulation(model, size=64, sigma=0.1)
         >>> with RayEvaluator(make_task, workers=2) as evaluator:  # doctest: +SKIP
-        ...     evaluator.fitness(population, generation=0).shape
+        ...     evaluator.evaluate(population, generation=0).fitness.shape
         torch.Size([64])
     """
 
@@ -139,8 +141,8 @@ class RayEvaluator:
         self._open = False
         self._closing.close()
 
-    def fitness(self, population: Any, generation: int) -> Any:
-        """Return what the task's ``fitness`` would.
+    def evaluate(self, population: Any, generation: int) -> Evaluation:
+        """Return what the task's ``evaluate`` would.
 
         Raises:
             ClusterError: no worker can be started, a part has cost several, or the evaluator was
@@ -171,11 +173,7 @@ class RayEvaluator:
             parts_repeated=round_.repeated,
             workers_lost=self._crew.lost - lost_before,
         )
-        return self._task.merged(population, [pickle.loads(result) for result in results])
-
-    def images(self, population: Any) -> int:
-        """Return the model-images of one evaluation, as the task counts them."""
-        return self._task.images(population)
+        return merged([pickle.loads(result) for result in results])
 
     def measure(self, params: Mapping[str, Tensor]) -> Mapping[str, float]:
         """Return the task's held-out figures of one parameter set; computed here."""

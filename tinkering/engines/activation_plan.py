@@ -1,71 +1,44 @@
-"""How an evaluation of perturbed outputs will be done: images at a time, threads, memory."""
+"""How an evaluation of perturbed activations will be done: examples at a time, threads, memory."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import torch
 
 from tinkering.engines import memory
 from tinkering.engines.activation_targets import Target
-from tinkering.engines.planning import images_in_cache
+from tinkering.engines.job import Job, Tiles
+from tinkering.engines.planning import Plan, images_in_cache
 from tinkering.errors import ArgumentError
-from tinkering.graph.program import Program
-from tinkering.layers.centre import Values
-from tinkering.population.perturbed_outputs import PerturbedOutputs
+from tinkering.population import PerturbedActivations
 
-_MIB = 1 << 20
+REASON = "members share all but the noise on one activation, so the centre runs once for all"
 
 
-@dataclass(frozen=True)
-class OutputPlan:
-    """How members that perturb outputs are evaluated."""
-
-    images: int
-    """At a time on a thread, each with all its members."""
-    threads: int
-    dtype: torch.dtype
-    needed: int
-    """Bytes that the evaluation takes beyond the module and `x`, at most."""
-    budget: int
-    """Bytes that it may take."""
-
-    def __str__(self) -> str:
-        return (
-            f"perturbed outputs: {self.images} images a run, {self.threads} threads, "
-            f"{str(self.dtype).removeprefix('torch.')}\n"
-            f"about {self.needed / _MIB:,.0f} MiB of {self.budget / _MIB:,.0f} MiB"
-        )
-
-
-def make_output_plan(
-    steps: Program,
-    values: Values,
+def make_activation_plan(
+    job: Job,
+    population: PerturbedActivations,
     targets: list[Target],
     images: int,
-    population: PerturbedOutputs,
-    dtype: torch.dtype,
     budget: int | None,
-) -> OutputPlan:
+) -> Plan:
     """Return the plan: portions that fit the caches and the budget.
 
     Args:
-        steps: of the module.
-        values: its parameters and buffers.
+        job: what is to be evaluated.
+        population: the members of each example at each layer.
         targets: the layers that are perturbed.
-        images: of the batch.
-        population: the members of each image at each layer.
-        dtype: of the computation.
+        images: examples of the batch.
         budget: bytes; None for half of what is free.
 
     Raises:
-        ArgumentError: (a ``ValueError``) not even one image at a time fits.
+        ArgumentError: (a ``ValueError``) not even one example at a time fits.
     """
+    dtype, one = job.dtype, job.network.footprint
     budget = memory.default_budget() if budget is None else budget
-    one = memory.footprint(steps)
-    weights = sum(values[name].numel() for name in steps.captured.parameters) * dtype.itemsize
-    threads, members = torch.get_num_threads(), population.members
+    weights = sum(value.numel() for value in job.own.values()) * dtype.itemsize
+    threads, members = torch.get_num_threads(), population.samples
     # Of further readings: the noise, the logits with it, and what the fitness makes of those.
     further = population.readings - 1 if population.blur else 0
     peak = one.peak + 4 * further * one.output
@@ -81,6 +54,6 @@ def make_output_plan(
         threads //= 2
     needed = kept + threads * rows * members * peak
     if needed > budget:
-        advice = "Give it more, or fewer members an image, or fewer images a generation."
+        advice = "Give it more, or fewer members an example, or fewer examples."
         raise ArgumentError("memory", f"at least {needed:,} bytes", f"{budget:,}", advice)
-    return OutputPlan(rows, threads, dtype, needed, budget)
+    return Plan("activations", REASON, Tiles(members, rows, threads), dtype, needed, budget)

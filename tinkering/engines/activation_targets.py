@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -10,6 +9,7 @@ from functools import partial
 import torch
 from torch import Tensor, fx
 
+from tinkering.engines.memory import work_of
 from tinkering.errors import UnsupportedLayerError
 from tinkering.graph.batch_axis import place_images
 from tinkering.graph.program import CONVOLUTIONS, LINEAR, Fused, Program, arguments, name_of
@@ -160,8 +160,8 @@ def _is_summand(steps: Program, step: Fused) -> bool:
 def _target(
     steps: Program, step: Fused, position: int, name: str, shares: tuple[Weights, ...]
 ) -> Target:
-    (images,) = (n for n in steps.captured.graph.nodes if n.name == steps.captured.images)
-    depends = {images}
+    images = steps.captured.examples
+    depends = {node for node in steps.inputs if node.name in steps.captured.batched}
     for node in steps.captured.graph.nodes:
         if any(source in depends for source in node.all_input_nodes):
             depends.add(node)
@@ -178,7 +178,7 @@ def _target(
         if placement is None or not placement.is_first:
             operation = f"{step.layer.target} on images that are not along axis 0"
             raise UnsupportedLayerError(own, operation)
-    work = [_work(each) if isinstance(each, Fused) else 0 for each in steps.steps]
+    work = [work_of(each) if isinstance(each, Fused) else 0 for each in steps.steps]
     cost = sum(work[position + 1 :]) / max(1, sum(work))
     return Target(step, name, shares, position, needed, frozenset(along), counts, cost)
 
@@ -187,15 +187,6 @@ def _count(node: fx.Node, images: fx.Node, count: int) -> int:
     """Return the value of a number that depends on how many images there are."""
     symbol = images.meta["val"].shape[0].node.expr
     return int(node.meta["val"].node.expr.subs(symbol, count))
-
-
-def _work(step: Fused) -> int:
-    """Return a step's multiplications for one image."""
-    if step.layer.target not in (*CONVOLUTIONS, LINEAR):
-        return 0
-    weight = step.layer.args[1].meta["val"]  # type: ignore[union-attr]
-    result = [size for size in step.layer.meta["val"].shape if isinstance(size, int)]
-    return math.prod(result) * int(math.prod(weight.shape[1:]))
 
 
 def _weights(steps: Program, step: Fused, evolving: set[str], values: Values) -> Weights | None:

@@ -17,109 +17,117 @@ al. 2020, "Learning with Differentiable Perturbed Optimizers" (arXiv 2002.08676)
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain, islice
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 
-from tinkering.engines.activation_plan import OutputPlan, make_output_plan
-from tinkering.engines.activation_scores import OutputScores, merged
+from tinkering.engines.activation_plan import make_activation_plan
 from tinkering.engines.activation_targets import Target, find_targets
-from tinkering.engines.look import look
-from tinkering.engines.rating import Fitness, rated
+from tinkering.engines.evaluation import Evaluation, merged
+from tinkering.engines.job import Job, widened
+from tinkering.engines.planning import Plan
+from tinkering.engines.rating import Rater, rated
 from tinkering.engines.thread_pool import map_in_order
 from tinkering.errors import ArgumentError, UnsupportedLayerError
-from tinkering.evaluation.fit import require_kinds, require_state_fits
-from tinkering.evaluation.fitness import negative_cross_entropy
 from tinkering.graph.program import Fused, Program, name_of
+from tinkering.graph.runner import Runner
+from tinkering.graph.signature import Batch
 from tinkering.layers.centre import Values
 from tinkering.layers.still import StillLayers
-from tinkering.population.perturbed_outputs import PerturbedOutputs
-from tinkering.required import require_tensor
+from tinkering.population import PerturbedActivations
 
 _IMAGES_A_SUM = 16
 """Few, so that there are parts for several workers; enough for a product of matrices."""
 
 
-@torch.no_grad()
-def evaluate_outputs(
-    model: nn.Module,
-    population: PerturbedOutputs,
-    x: Tensor,
-    y: Tensor,
-    fitness: Fitness = negative_cross_entropy,
-    buffers: Mapping[str, Tensor] | None = None,
-    dtype: torch.dtype = torch.float32,
-    memory: int | None = None,
-    planned: OutputPlan | None = None,
-) -> OutputScores:
-    """Return the fitness of perturbed outputs, and the way up that it tells for the weights.
+class Activations:
+    """Perturbed activations of a module, ready to be evaluated.
 
     Args:
-        model: the architecture, in eval mode; parameters that do not evolve are its own.
-        population: the centre, and how it is perturbed.
-        x: ``[images, ...]``.
-        y: labels, ``[images]``.
-        fitness: ``(logits [members, readings, classes], labels [members, readings]) ->
-            [members]``: a member sees a single image.
-        buffers: BatchNorm statistics; the model's own by default.
-        dtype: of the computation: float32 or bfloat16.
-        memory: bytes that it may take; half of what is free by default.
-        planned: the plan for more images, of which these are a part, so that theirs has the same
-            bits; `memory` does not count then. Decided here by default.
+        job: what is to be evaluated.
+        population: how the centre is perturbed.
 
     Raises:
-        ArgumentError: (a ``ValueError``) no image, labels that do not fit `x`, a centre that
-            does not fit the module, a fitness that is not one number a member, or memory that
-            does not suffice for one image.
-        UnsupportedLayerError: the module cannot be captured, mixes the images of a batch, is
+        UnsupportedLayerError: the module cannot be captured, mixes the examples of a batch, is
             random, or an evolving parameter is something else than the weight or bias of
             convolutions and linear layers, or the shift of norms.
-
-    Example:
-        >>> from tinkering.noise import Stream
-        >>> model = nn.Sequential(nn.Linear(8, 4), nn.ReLU(), nn.Linear(4, 2)).eval()
-        >>> centre = {name: p.detach() for name, p in model.named_parameters()}
-        >>> members = PerturbedOutputs(centre, 6, 0.1, Stream(0, 0), lambda f: f - f.mean(1, True))
-        >>> x, y = torch.randn(5, 8), torch.zeros(5, dtype=torch.long)
-        >>> scores = evaluate_outputs(model, members, x, y)
-        >>> scores.fitness.shape, scores.ascent["0.weight"].shape
-        (torch.Size([60]), torch.Size([4, 8]))
+        ArgumentError: (a ``ValueError``) members are to see inputs of their own; or noise is to be
+            put on results that are more than logits.
     """
-    require_kinds(model, population, PerturbedOutputs)
-    require_tensor("x", x)
-    require_tensor("y", y)
-    if x.numel() == 0:
-        raise ArgumentError("x", "at least one image", list(x.shape))
-    if y.shape != x.shape[:1]:
-        raise ArgumentError("y", f"a label for every image of x, [{len(x)}]", list(y.shape))
-    if dtype not in (torch.float32, torch.bfloat16):
-        raise ArgumentError("dtype", "torch.float32 or torch.bfloat16", dtype)
-    require_state_fits(model, population.params, buffers or {})
-    steps = _program(model, x)
-    state = dict(model.named_parameters()) | dict(model.named_buffers())
-    state = {name: value.detach() for name, value in state.items()}
-    values = steps.captured.values(state | dict(population.params) | dict(buffers or {}))
-    targets = find_targets(steps, population.params, values)
-    run = _Run(steps, values, targets, population, fitness, dtype)
-    if planned is None:
-        planned = make_output_plan(steps, values, targets, len(x), population, dtype, memory)
-    tiles = [
-        [
-            slice(at, min(at + planned.images, part.stop))
-            for at in range(part.start, part.stop, planned.images)
+
+    def __init__(self, job: Job, population: PerturbedActivations) -> None:
+        name = type(job.source).__name__
+        # First: what is random differs between examples as well.
+        if job.random:
+            raise UnsupportedLayerError(name, "active dropout")
+        steps = job.network.steps(name)
+        if job.network.coupled:
+            operation = "its forward (the images of a batch are not independent)"
+            raise UnsupportedLayerError(name, operation)
+        if population.blur and len(steps.outputs) != 1:
+            advice = "Noise is put on logits, and the module returns more than a tensor."
+            raise ArgumentError("blur", "0", population.blur, advice)
+        if not job.batch.is_shared:
+            advice = "Every member is the centre on a single example."
+            raise ArgumentError("in_dims", "(0, None) for perturbed activations", "others", advice)
+        self.job, self._population, self._steps = job, population, steps
+        state = job.own | dict(population.params) | dict(population.buffers)
+        self._values = steps.captured.values(state)
+        self._targets = find_targets(steps, population.params, self._values)
+        self._layers = StillLayers(steps, self._values, job.dtype)
+
+    def plan(self, batch: Batch, budget: int | None, keeps_outputs: bool, may_keep: bool) -> Plan:
+        """Return how a batch would be evaluated; nothing is kept of it."""
+        del keeps_outputs, may_keep
+        many = batch.examples
+        return make_activation_plan(self.job, self._population, self._targets, many, budget)
+
+    def outputs(self, batch: Batch, plan: Plan) -> NoReturn:
+        """Refuse: what members return is rated at once.
+
+        Raises:
+            ArgumentError: (a ``ValueError``) always.
+        """
+        del batch, plan
+        raise ArgumentError(
+            "population",
+            "members that see the whole batch",
+            type(self._population).__name__,
+            "A member of these sees a single example: evaluate rates them.",
+        )
+
+    def evaluate(self, batch: Batch, rater: Rater, plan: Plan) -> Evaluation:
+        """Return what the members were worth, and a gradient estimate for the weights.
+
+        The members are those of the first example first; those of an example layer after layer.
+
+        Args:
+            batch: the examples.
+            rater: of a member, which sees a single example.
+            plan: how many examples at a time.
+        """
+        run = _Run(self._steps, self._values, self._targets, self._population, rater, self._layers)
+        tiles = [
+            [
+                slice(at, min(at + plan.tiles.images, part.stop))
+                for at in range(part.start, part.stop, plan.tiles.images)
+            ]
+            for part in image_parts(batch.examples)
         ]
-        for part in image_parts(len(x))
-    ]
-    threads = planned.threads
-    flat = chain.from_iterable(tiles)
-    done = iter(list(map_in_order(lambda tile: run(tile, x[tile], y[tile]), flat, threads)))
-    portions = [list(islice(done, len(part))) for part in tiles]
-    return merged(list(map_in_order(partial(_scores, targets, population), portions, threads)))
+        threads = plan.tiles.threads
+        one = partial(_tile, run, batch)
+        done = iter(list(map_in_order(one, chain.from_iterable(tiles), threads)))
+        portions = [list(islice(done, len(part))) for part in tiles]
+        evaluated = partial(_evaluation, self._targets, self._population)
+        return merged(list(map_in_order(evaluated, portions, threads)))
+
+
+def _tile(run: _Run, batch: Batch, part: slice) -> list[_Portion]:
+    return run(part, batch.narrowed(part))
 
 
 def image_parts(images: int) -> list[slice]:
@@ -136,68 +144,26 @@ def image_parts(images: int) -> list[slice]:
     return [slice(at, min(at + _IMAGES_A_SUM, images)) for at in starts]
 
 
-def _scores(
-    targets: list[Target], population: PerturbedOutputs, portions: list[list[_Portion]]
-) -> OutputScores:
-    """Return the scores of some images from their portions, each a list over the targets."""
-    ascent = {name: torch.zeros_like(value) for name, value in population.params.items()}
-    images = sum(len(portion[0].fitness) for portion in portions)
+def _evaluation(
+    targets: list[Target], population: PerturbedActivations, portions: list[list[_Portion]]
+) -> Evaluation:
+    """Return what some examples' members came to, from portions, each a list over the targets."""
+    gradient = {name: torch.zeros_like(value) for name, value in population.params.items()}
+    examples = sum(len(portion[0].fitness) for portion in portions)
     for at, target in enumerate(targets):
-        change = torch.cat([portion[at].change for portion in portions]) / images
+        change = torch.cat([portion[at].change for portion in portions]) / examples
         given = {
             name: torch.cat([portion[at].given[name] for portion in portions])
             for name in portions[0][at].given
         }
         for name, value in target.to_parameters(given, change).items():
-            ascent[name] += value.to(ascent[name])
-    count = range(len(targets))
-    by_layer = [torch.cat([portion[at].fitness for portion in portions]) for at in count]
-    forwards = images * (1 + population.members * sum(target.cost for target in targets))
-    return OutputScores(torch.stack(by_layer), ascent, forwards)
-
-
-def plan_outputs(
-    model: nn.Module,
-    population: PerturbedOutputs,
-    x: Tensor,
-    dtype: torch.dtype = torch.float32,
-    memory: int | None = None,
-) -> OutputPlan:
-    """Return how `evaluate_outputs` would evaluate this.
-
-    The arguments and the errors are those of `evaluate_outputs`.
-    """
-    steps = _program(model, x)
-    values = steps.captured.values(dict(model.named_parameters()) | dict(model.named_buffers()))
-    targets = find_targets(steps, population.params, values)
-    return make_output_plan(steps, values, targets, len(x), population, dtype, memory)
-
-
-def count_layers(model: nn.Module, population: PerturbedOutputs, x: Tensor) -> int:
-    """Return how many layers' results are perturbed.
-
-    Args:
-        model: the architecture, in eval mode.
-        population: has the parameters that evolve.
-        x: ``[images, ...]``, what the module takes.
-
-    Raises:
-        UnsupportedLayerError: as in `evaluate_outputs`.
-    """
-    steps, state = _program(model, x), dict(model.named_parameters()) | dict(model.named_buffers())
-    return len(find_targets(steps, population.params, steps.captured.values(state)))
-
-
-def _program(model: nn.Module, x: Tensor) -> Program:
-    """Return the module's steps, or say why outputs cannot be perturbed one image at a time."""
-    name, seen = type(model).__name__, look(model, x)
-    # First: what is random differs between images as well.
-    if seen.random:
-        raise UnsupportedLayerError(name, "active dropout")
-    steps = seen.steps(model)
-    if seen.coupled:
-        raise UnsupportedLayerError(name, "its forward (the images of a batch are not independent)")
-    return steps
+            gradient[name] += value.to(gradient[name])
+    by_layer = [
+        torch.cat([portion[at].fitness for portion in portions]) for at in range(len(targets))
+    ]
+    fitness = torch.stack(by_layer, dim=1).flatten()  # [examples, layers, samples]
+    forwards = examples * (1 + population.samples * sum(target.cost for target in targets))
+    return Evaluation(fitness, gradient, forwards, evaluations=examples + len(fitness))
 
 
 @dataclass(frozen=True)
@@ -233,33 +199,34 @@ class _Run:
         steps: Program,
         values: Values,
         targets: list[Target],
-        population: PerturbedOutputs,
-        fitness: Fitness,
-        dtype: torch.dtype,
+        population: PerturbedActivations,
+        rater: Rater,
+        layers: StillLayers,
     ) -> None:
-        self._steps, self._values, self._targets = steps, values, targets
-        self._population, self._fitness = population, fitness
-        self._layers = StillLayers(steps, values, dtype)
+        self._steps, self._targets = steps, targets
+        self._population, self._rater = population, rater
+        self._centre = Runner(steps, values, layers.keeping)
+        self._members = Runner(steps, values, layers.calls)
 
-    def __call__(self, part: slice, x: Tensor, y: Tensor) -> list[_Portion]:
-        steps = self._steps
-        known = steps.begin(x, self._values)
+    def __call__(self, part: slice, batch: Batch) -> list[_Portion]:
+        runner, places = self._centre, self._centre.places
+        known = runner.begin(batch.of_member(0))
         sources = {one.step.last: one.step.source for t in self._targets for one in t.sharing}
         targets = {target.step: target for target in self._targets}
         given: dict[str, Tensor] = {}
         passed = []
 
-        for step in steps.go_on(known, -1, self._layers.keep):
+        for step in runner.go_on(known, -1):
             if isinstance(step, Fused) and step.last in sources:
-                given[name_of(step)] = known[step.source.name]
+                given[name_of(step)] = known[places[step.source.name]]
             if isinstance(step, Fused) and step in targets:
                 target = targets[step]
                 inputs = {name_of(one.step): given[name_of(one.step)] for one in target.sharing}
-                needed = {node: known[node.name] for node in target.needed}
-                passed.append(_Passed(target, known[name_of(step)], inputs, needed))
+                needed = {node: known[places[node.name]] for node in target.needed}
+                passed.append(_Passed(target, known[places[name_of(step)]], inputs, needed))
         first = self._population.first + part.start
-        blur = self._blur(known[steps.output.name], first)
-        return [self._at(centre, first, y, blur) for centre in passed]
+        blur = self._blur(runner.results(known)[0], first)
+        return [self._at(centre, part, blur) for centre in passed]
 
     def _blur(self, logits: Tensor, first: int) -> Tensor:
         """Return the noise under which members' logits are read, ``[images, readings, ...]``."""
@@ -270,43 +237,55 @@ class _Run:
         noise = population.blur * population.stream.normals("logits:readings", rows, count)
         return noise.view(len(logits), population.readings, *shape)
 
-    def _at(self, centre: _Passed, first: int, y: Tensor, blur: Tensor) -> _Portion:
+    def _at(self, centre: _Passed, part: slice, blur: Tensor) -> _Portion:
         """Perturb one layer's result, and let every member go on from there."""
-        members, stream = self._population.members, self._population.stream
+        members, stream = self._population.samples, self._population.stream
         target, result = centre.target, centre.result
         flat = _pixels_first(result).flatten(1)
         amount = self._population.sigma * _size(flat.float(), target.step.relu)
         mask = (flat > 0) if target.step.relu else torch.ones_like(flat, dtype=torch.bool)
-        rows = range(first * members, (first + len(y)) * members)
+        first, count = self._population.first + part.start, part.stop - part.start
+        rows = range(first * members, (first + count) * members)
         signs = stream.signs(target.name, rows, flat.shape[1]).to(flat.dtype)
-        signs = signs.view(len(y), members, -1)
+        signs = signs.view(count, members, -1)
         sized = (mask * amount).to(flat.dtype)
         moved = torch.addcmul(flat.unsqueeze(1), sized.unsqueeze(1), signs)
-        logits = self._rest(centre, _pixels_last(moved.flatten(0, 1), result))
-        labels = y.repeat_interleave(members).unsqueeze(1).expand(-1, blur.shape[1])
-        read = logits.float().view(len(y), members, 1, *logits.shape[1:]) + blur.unsqueeze(1)
-        all_read = [(slice(0, len(labels)), read.flatten(0, 1))]
-        worth = rated(self._fitness, all_read, labels).view(len(y), members)
+        results = self._rest(centre, _pixels_last(moved.flatten(0, 1), result))
+        worth = self._rated(results, part, blur).view(count, members)
         weights = self._population.utilities(worth).to(signs.dtype)
         change = torch.bmm(weights.unsqueeze(1), signs).squeeze(1).float()
         change = torch.where(mask, change / (members * amount), 0.0)
         return _Portion(worth, _pixels_last(change, result), centre.given)
 
-    def _rest(self, centre: _Passed, moved: Tensor) -> Tensor:
-        """Return the logits of members whose layer's result is `moved`."""
-        target = centre.target
-        known: dict[str, Any] = dict(self._values)
+    def _rated(self, results: list[Tensor], part: slice, blur: Tensor) -> Tensor:
+        """Return what members' results are worth, which may be read several times each."""
+        members, readings = self._population.samples, blur.shape[1]
+        read = []
+        for result in results:
+            value = widened(result).unsqueeze(1).expand(-1, readings, *result.shape[1:])
+            if self._population.blur:
+                value = value + blur.repeat_interleave(members, 0)
+            read.append(value.clone() if value.is_floating_point() else value)
+        rater = replace(
+            self._rater, targets=self._rater.targets.of_examples(part, members, readings)
+        )
+        return rated(rater, [(slice(0, len(read[0])), read)])
+
+    def _rest(self, centre: _Passed, moved: Tensor) -> list[Tensor]:
+        """Return what the module makes of members whose layer's result is `moved`."""
+        target, runner = centre.target, self._members
+        known = runner.begin([])
         for node, value in centre.needed.items():
-            known[node.name] = value
+            place = runner.places[node.name]
+            known[place] = value
             if node in target.along_images:
-                known[node.name] = _repeated(value, self._population.members)
+                known[place] = _repeated(value, self._population.samples)
             elif node in target.counts:
-                known[node.name] = target.counts[node](len(moved))
-        known[name_of(target.step)] = moved
-        for _ in self._steps.go_on(known, target.position, self._layers):
+                known[place] = target.counts[node](len(moved))
+        known[runner.places[name_of(target.step)]] = moved
+        for _ in runner.go_on(known, target.position):
             pass
-        logits: Tensor = known[self._steps.output.name]
-        return logits
+        return runner.results(known)
 
 
 def _size(flat: Tensor, rectified: bool) -> Tensor:

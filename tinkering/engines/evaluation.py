@@ -20,6 +20,9 @@ class Evaluation:
     evaluation makes one. Elsewhere None: the population makes it, from utilities."""
     forwards: float = 0.0
     """Forward passes of one example that it took; a part of one counts as that part."""
+    evaluations: int = 0
+    """Times that a member, or the centre beside perturbed activations, saw an example: forward
+    passes of which each counts in full, also where it went through the last layers alone."""
 
 
 def merged(parts: Sequence[Evaluation]) -> Evaluation:
@@ -46,4 +49,6 @@ def merged(parts: Sequence[Evaluation]) -> Evaluation:
             share = len(part.fitness) / len(fitness)
             for name, value in (part.gradient or {}).items():
                 gradient[name] += share * value
-    return Evaluation(fitness, gradient, sum(part.forwards for part in parts))
+    forwards = sum(part.forwards for part in parts)
+    evaluations = sum(part.evaluations for part in parts)
+    return Evaluation(fitness, gradient, forwards, evaluations)

@@ -16,7 +16,7 @@ from tinkering.engines.network import Network
 from tinkering.graph.probe import LOCK
 from tinkering.graph.program import Program
 from tinkering.graph.signature import Batch
-from tinkering.population import Population
+from tinkering.population import CountedPopulation, Population
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,13 @@ class Job:
     randomness: str
     is_known: bool = False
     """Whether another population of the kind was evaluated in the same way before."""
+
+    @property
+    def members(self) -> CountedPopulation:
+        """The population, where its members can be counted."""
+        if not isinstance(self.population, CountedPopulation):
+            raise TypeError("no members")
+        return self.population
 
     @property
     def random(self) -> bool:

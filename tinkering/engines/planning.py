@@ -41,7 +41,7 @@ class Plan:
     """
 
     engine: str
-    """``"factored"``, ``"sequential"`` or ``"vmapped"``."""
+    """``"factored"``, ``"sequential"``, ``"vmapped"``; or ``"activations"`` for those."""
     reason: str
     """Why this engine."""
     tiles: Tiles

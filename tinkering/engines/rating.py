@@ -58,6 +58,20 @@ class Targets:
             ]
         )
 
+    def of_examples(self, examples: slice, members: int, readings: int) -> Targets:
+        """Return the targets of members that see one example each, some members an example.
+
+        Args:
+            examples: which.
+            members: of each example.
+            readings: how often a member's outputs are read.
+        """
+        tensors = [
+            value[examples].repeat_interleave(members, 0).unsqueeze(1) for value in self.tensors
+        ]
+        read = [value.expand(-1, readings, *value.shape[2:]) for value in tensors]
+        return Targets(self.tree, tuple(read), (True,) * len(read))
+
 
 @dataclass(frozen=True)
 class Rater:

@@ -38,7 +38,7 @@ class _Fused:
     def __call__(
         self, batch: Batch, tiles: Tiles, keeps: bool
     ) -> Iterator[tuple[slice, list[Tensor]]]:
-        members = range(len(self._job.population))
+        members = range(len(self._job.members))
         one = partial(self._member, batch, tiles.images, keeps)
         for index, results in zip(members, map_in_order(one, members, tiles.threads), strict=True):
             yield slice(index, index + 1), [result.unsqueeze(0) for result in results]
@@ -93,7 +93,7 @@ def _unfused(
     """
     del tiles, keeps
     module, seeded = skeleton(job.model), job.seeds()
-    for index in range(len(job.population)):
+    for index in range(len(job.members)):
         with seeded(index if job.randomness == "different" else 0), torch.no_grad():
             results = job.called(module, job.state(index), batch.of_member(index))
         yield slice(index, index + 1), [result.unsqueeze(0) for result in results]

@@ -1,42 +1,115 @@
-"""The engines: one function of one signature each, in one table."""
+"""The engines: one contract, one table."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
 
 from tinkering.engines import factored, sequential, vmapped
+from tinkering.engines.activations import Activations
+from tinkering.engines.evaluation import Evaluation
 from tinkering.engines.job import Job, Run
-from tinkering.errors import UnsupportedLayerError
+from tinkering.engines.planning import Plan, make_plan
+from tinkering.engines.rating import Rater, rated
+from tinkering.errors import ArgumentError, UnsupportedLayerError
+from tinkering.graph.signature import Batch
 from tinkering.noise import Dense
-from tinkering.population import PerturbedPopulation
+from tinkering.population import PerturbedActivations, PerturbedPopulation
 
 ENGINES: dict[str, Callable[[Job], Run]] = {
     "factored": factored.prepare,
     "sequential": sequential.prepare,
     "vmapped": vmapped.prepare,
 }
-"""Each prepares a job; it raises `UnsupportedLayerError` where it cannot do it."""
+"""Each prepares a job for members with weights of their own; it raises `UnsupportedLayerError`
+where it cannot do it."""
 
 _FEW_IMAGES = 8
 """Images a member: below that, building a member costs more than noise in every layer."""
 
 
-def choose(job: Job) -> tuple[str, str, Run]:
+class Engine(Protocol):
+    """A population and a module, ready to be evaluated."""
+
+    @property
+    def job(self) -> Job:
+        """What is evaluated."""
+
+    def plan(self, batch: Batch, budget: int | None, keeps_outputs: bool, may_keep: bool) -> Plan:
+        """Return how a batch would be evaluated: see `make_plan`."""
+
+    def outputs(self, batch: Batch, plan: Plan) -> Iterator[tuple[slice, list[Tensor]]]:
+        """Yield some members at a time, and the tensors of what they return."""
+
+    def evaluate(self, batch: Batch, rater: Rater, plan: Plan) -> Evaluation:
+        """Return what the members are worth, without holding all that they return."""
+
+
+@dataclass(frozen=True)
+class Members:
+    """Members with weights of their own, which return outputs."""
+
+    job: Job
+    name: str
+    reason: str
+    run: Run
+
+    def plan(self, batch: Batch, budget: int | None, keeps_outputs: bool, may_keep: bool) -> Plan:
+        """Return how a batch would be evaluated: see `make_plan`."""
+        return make_plan(self.job, batch, self.name, self.reason, budget, keeps_outputs, may_keep)
+
+    def outputs(self, batch: Batch, plan: Plan) -> Iterator[tuple[slice, list[Tensor]]]:
+        """Yield some members at a time, and the tensors of what they return."""
+        return self.run(batch, plan.tiles, plan.keeps)
+
+    def evaluate(self, batch: Batch, rater: Rater, plan: Plan) -> Evaluation:
+        """Return what the members are worth, without holding all that they return."""
+        fitness = rated(rater, self.outputs(batch, plan))
+        seen = batch.members * batch.examples
+        return Evaluation(fitness, None, float(seen), seen)
+
+
+def prepared(job: Job, name: str, reason: str = "asked for") -> Engine:
+    """Return an engine for a job.
+
+    Args:
+        job: what is to be evaluated.
+        name: of the engine, or ``"auto"`` for the fastest that can do it.
+        reason: why it is this one.
+
+    Raises:
+        UnsupportedLayerError: it cannot evaluate the module.
+        ArgumentError: (a ``ValueError``) it does not evaluate members of this kind.
+    """
+    population = job.population
+    if isinstance(population, PerturbedActivations):
+        if name not in ("auto", "activations"):
+            raise ArgumentError("engine", '"auto" for perturbed activations', repr(name))
+        return Activations(job, population)
+    if name == "auto":
+        return _chosen(job)
+    return Members(job, name, reason, ENGINES[name](job))
+
+
+def _chosen(job: Job) -> Engine:
     """Return the engine for a job, why it is this one, and the job prepared."""
     images = job.batch.examples
     if not isinstance(job.population, PerturbedPopulation):
-        return "sequential", "every member has weights of its own", sequential.prepare(job)
+        return prepared(job, "sequential", "every member has weights of its own")
     if isinstance(job.population.noise, Dense) and images >= _FEW_IMAGES:
         reason = (
             "members share a centre, but dense noise is as large as the weights, and with "
             f"{images} images a member it pays to build them"
         )
-        return "sequential", reason, sequential.prepare(job)
+        return prepared(job, "sequential", reason)
     try:
-        run = factored.prepare(job)
+        reason = "members share a centre, so one pass serves many of them"
+        return prepared(job, "factored", reason)
     except UnsupportedLayerError as error:
         reason = f"members share a centre, but {error}"
-        warnings.warn(f"{reason} Members are evaluated one after the other.", stacklevel=6)
-        return "sequential", reason, sequential.prepare(job)
-    return "factored", "members share a centre, so one pass serves many of them", run
+        warnings.warn(f"{reason} Members are evaluated one after the other.", stacklevel=7)
+        return prepared(job, "sequential", reason)

@@ -37,7 +37,7 @@ class _Vmapped:
         self, batch: Batch, tiles: Tiles, keeps: bool
     ) -> Iterator[tuple[slice, list[Tensor]]]:
         job, seeded = self._job, self._job.seeds()
-        for members in tiles.of_members(len(job.population)):
+        for members in tiles.of_members(len(job.members)):
             stacked = self._kept.get(members.start) or self._stacked(members)
             if keeps:
                 self._kept[members.start] = stacked

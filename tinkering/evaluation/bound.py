@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from tinkering.engines.evaluation import Evaluation
-from tinkering.engines.job import Job, Run
+from tinkering.engines.job import Job
 from tinkering.engines.network import Network, look
-from tinkering.engines.planning import Plan, make_plan
-from tinkering.engines.rating import Fitness, Rater, rated
-from tinkering.engines.table import ENGINES, choose
+from tinkering.engines.planning import Plan
+from tinkering.engines.rating import Fitness, Rater
+from tinkering.engines.table import Engine, prepared
 from tinkering.errors import ArgumentError
 from tinkering.evaluation.batchnorm import Policy, Reference
 from tinkering.evaluation.finite import require_finite, require_finite_rest
@@ -29,7 +29,7 @@ from tinkering.evaluation.validation import (
     with_reference,
 )
 from tinkering.graph.signature import Axes, Batch, InDims, Signature, batch_of
-from tinkering.population import Population
+from tinkering.population import CountedPopulation, Population
 
 
 @torch.no_grad()
@@ -94,14 +94,6 @@ def bind(
     return bound_to(model, population, signature, tensors, options, may_keep=True)
 
 
-@dataclass(frozen=True)
-class _Planned:
-    """How batches of a size are evaluated."""
-
-    run: Run
-    plan: Plan
-
-
 class Bound:
     """A module and a population that can be called with inputs; made by `bind`.
 
@@ -110,17 +102,13 @@ class Bound:
     """
 
     def __init__(
-        self,
-        job: Job,
-        engine: tuple[str, str, Run],
-        options: Options,
-        given: Population,
-        may_keep: bool,
+        self, engine: Engine, options: Options, population: Population, may_keep: bool
     ) -> None:
-        self._job, self._options, self._given = job, options, given
-        self._engine, self._reason, self._run = engine
+        self._engine, self._options, self._given = engine, options, population
         self._may_keep = may_keep
-        self._planned: dict[tuple[int, bool], _Planned] = {}
+        self._job = engine.job
+        self._plans: dict[tuple[int, bool], Plan] = {}
+        self._alone: Engine | None = None
 
     @property
     def population(self) -> Population:
@@ -130,12 +118,12 @@ class Bound:
     @property
     def plan(self) -> Plan:
         """How a call with a batch of the bound size is evaluated: engine, memory, and why."""
-        return self._for(self._job.batch, keeps_outputs=True).plan
+        return self._planned(self._job.batch, keeps_outputs=True)
 
     @property
     def evaluation_plan(self) -> Plan:
         """How `evaluate` does it, which holds one scalar per member, and not all outputs."""
-        return self._for(self._job.batch, keeps_outputs=False).plan
+        return self._planned(self._job.batch, keeps_outputs=False)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Return what the module returns, every tensor with a leading ``[members]``.
@@ -153,8 +141,8 @@ class Bound:
         """
         with torch.no_grad():
             batch = self._batch(self._job.batch.signature.tensors(args, kwargs))
-            planned = self._for(batch, keeps_outputs=True)
-            parts = list(planned.run(batch, planned.plan.tiles, planned.plan.keeps))
+            plan = self._planned(batch, keeps_outputs=True)
+            parts = list(self._engine_for(batch).outputs(batch, plan))
             tensors = parts[0][1]
             if len(parts) > 1:
                 tensors = [torch.cat(each) for each in zip(*(p for _, p in parts), strict=True)]
@@ -194,10 +182,8 @@ class Bound:
         knows = any(axes.examples for axes in batch.signature.axes)
         compared = targets_of(targets, targets_in_dims, batch, knows)
         rater = Rater(fitness, self._job.network.result.tree.filled, compared)
-        used = self._for(batch, keeps_outputs=False)
-        plan = planned or used.plan
-        rates = rated(rater, used.run(batch, plan.tiles, plan.keeps and self._may_keep))
-        return Evaluation(rates, None, float(batch.members * batch.examples))
+        plan = planned or self._planned(batch, keeps_outputs=False)
+        return self._engine_for(batch).evaluate(batch, rater, plan)
 
     @torch.no_grad()
     def rebind(self, population: Population) -> Bound:
@@ -210,27 +196,20 @@ class Bound:
         """
         job, options = self._job, self._options
         require_kinds(job.source, population)
-        if self._given.kind() != population.kind():
-            batch = job.batch.signature, job.batch.tensors
-            return bound_to(job.source, population, *batch, options, self._may_keep)
         used = _ready(job.source, population, job.batch, options)
         network = _look(job.source, job.batch.signature, job.batch, options)
-        if network is not job.network:
-            batch = job.batch.signature, job.batch.tensors
-            return bound_to(job.source, population, *batch, options, self._may_keep)
+        if network is not job.network or population.likeness != self._given.likeness:
+            call = job.batch.signature, job.batch.tensors
+            return bound_to(job.source, population, *call, options, self._may_keep)
         again = replace(job, population=used, is_known=True)
-        run = ENGINES[self._engine](again)
-        bound = Bound(again, (self._engine, self._reason, run), options, population, self._may_keep)
-        bound._planned = {
-            key: _Planned(run, one.plan)
-            for key, one in self._planned.items()
-            if one.run is self._run
-        }
+        now = self.plan.engine, self.plan.reason
+        bound = Bound(prepared(again, *now), options, population, self._may_keep)
+        bound._plans = self._plans
         return bound
 
     def __repr__(self) -> str:
-        job = self._job
-        return f"<{type(job.source).__name__} bound to {len(job.population)} members>\n{self.plan}"
+        kind = type(self._given).__name__
+        return f"<{type(self._job.source).__name__} bound to a {kind}>\n{self.plan}"
 
     def _batch(self, tensors: Any) -> Batch:
         """Return a call's inputs, which have to be of the kind that was bound."""
@@ -248,25 +227,24 @@ class Bound:
                 raise ArgumentError(label, needed, f"{value.dtype} on {value.device}")
         return batch_of(bound.signature, tensors, bound.members)
 
-    def _for(self, batch: Batch, keeps_outputs: bool) -> _Planned:
+    def _planned(self, batch: Batch, keeps_outputs: bool) -> Plan:
         """Return how a batch of this size is evaluated, found out once for each."""
         key = batch.examples, keeps_outputs
-        if key not in self._planned:
-            job = _for_examples(self._job, batch)
-            run = self._run
-            if job.program is not self._job.program:
-                run = ENGINES[self._engine](job)
-            plan = make_plan(
-                job,
-                batch,
-                self._engine,
-                self._reason,
-                self._options.memory,
-                keeps_outputs,
-                self._may_keep,
-            )
-            self._planned[key] = _Planned(run, plan)
-        return self._planned[key]
+        if key not in self._plans:
+            engine, budget = self._engine_for(batch), self._options.memory
+            self._plans[key] = engine.plan(batch, budget, keeps_outputs, self._may_keep)
+        return self._plans[key]
+
+    def _engine_for(self, batch: Batch) -> Engine:
+        """Return what evaluates a batch: one example alone may be computed in another way."""
+        if batch.examples == self._job.batch.examples or not self._job.network.coupled:
+            return self._engine
+        job = _for_examples(self._job, batch)
+        if job.program is self._job.program:
+            return self._engine
+        if self._alone is None:
+            self._alone = prepared(job, self.plan.engine, self.plan.reason)
+        return self._alone
 
 
 def bound_to(
@@ -287,7 +265,7 @@ def bound_to(
         options: how to evaluate.
         may_keep: whether what is made of members may stay for the next call.
     """
-    batch = batch_of(_unread(signature), tensors, len(population))
+    batch = batch_of(_unread(signature), tensors, _count(population))
     check(model, population, batch, options)
     used = _ready(model, population, batch, options)
     network = _look(model, signature, batch, options)
@@ -295,7 +273,7 @@ def bound_to(
         Axes(given.members, examples)
         for given, examples in zip(signature.axes, network.examples, strict=True)
     )
-    batch = batch_of(replace(signature, axes=axes), tensors, len(population))
+    batch = batch_of(replace(signature, axes=axes), tensors, _count(population))
     if network.random and options.randomness == "error":
         raise ArgumentError(
             "randomness",
@@ -314,12 +292,8 @@ def bound_to(
         dtype=options.dtype,
         randomness=options.randomness,
     )
-    job = _for_examples(job, batch)
-    if options.engine == "auto":
-        engine = choose(job)
-    else:
-        engine = options.engine, "asked for", ENGINES[options.engine](job)
-    return Bound(job, engine, options, population, may_keep)
+    engine = prepared(_for_examples(job, batch), options.engine)
+    return Bound(engine, options, population, may_keep)
 
 
 def _ready(model: nn.Module, population: Population, batch: Batch, options: Options) -> Population:
@@ -353,6 +327,11 @@ def _unread(signature: Signature) -> Signature:
     """Return a signature of which nothing is known but which tensors are members' own."""
     axes = tuple(Axes(each.members, examples=not at) for at, each in enumerate(signature.axes))
     return replace(signature, axes=axes)
+
+
+def _count(population: Population) -> int:
+    """Return how many members see inputs of their own; activations are perturbed on one centre."""
+    return len(population) if isinstance(population, CountedPopulation) else 1
 
 
 def _shape(known: Tensor, axes: Axes) -> str:

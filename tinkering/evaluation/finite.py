@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from tinkering.errors import ArgumentError
-from tinkering.population import PerturbedPopulation, Population, StackedPopulation
+from tinkering.population import Population, StackedPopulation
 
 
 def require_finite(population: Population) -> None:
@@ -27,8 +27,8 @@ def require_finite(population: Population) -> None:
         tinkering.errors.ArgumentError: population: needed finite weights, got nan in 'weight' of
         the centre.
     """
-    if isinstance(population, PerturbedPopulation):
-        for name, value in population.params.items():
+    if population.centre is not None:
+        for name, value in population.centre.items():
             bad = _first_bad(value.reshape(1, -1))
             if bad is not None:
                 _refuse(f"{bad[1]} in {name!r} of the centre")
@@ -50,10 +50,7 @@ def require_finite_rest(model: nn.Module, buffers: Iterable[str], population: Po
     Raises:
         ArgumentError: (a ``ValueError``) it names the parameter or buffer.
     """
-    if isinstance(population, PerturbedPopulation | StackedPopulation):
-        params, held = population.params, population.buffers
-    else:
-        params, held = population.member(0)
+    params, held = population.like[0], population.buffers
     for name, parameter in model.named_parameters():
         bad = None if name in params else _first_bad(parameter.detach().reshape(1, -1))
         if bad is not None:

@@ -10,23 +10,21 @@ from torch.nn.utils import parametrize
 
 from tinkering.errors import ArgumentError
 from tinkering.graph.signature import Batch
-from tinkering.population import ParamsAndBuffers, PerturbedPopulation, Population
+from tinkering.population import Population
 from tinkering.required import kind_of
 
 
-def require_kinds(model: object, population: object, kind: type = Population) -> None:
-    """Refuse a model that is no module, and a population of another kind.
+def require_kinds(model: object, population: object) -> None:
+    """Refuse a model that is no module, and a population that is none.
 
     Raises:
         ArgumentError: (a ``ValueError``) as it says.
     """
     if not isinstance(model, nn.Module):
         raise ArgumentError("model", "a module", kind_of(model))
-    if not isinstance(population, kind):
-        advice = ""
-        if kind is Population:
-            advice = "StackedPopulation and PerturbedPopulation make one of modules or parameters."
-        raise ArgumentError("population", f"a {kind.__name__}", kind_of(population), advice)
+    if not isinstance(population, Population):
+        advice = "StackedPopulation and PerturbedPopulation make one of modules or parameters."
+        raise ArgumentError("population", "a Population", kind_of(population), advice)
 
 
 def require_plain_call() -> None:
@@ -52,13 +50,14 @@ def require_fit(model: nn.Module, population: Population) -> None:
         ArgumentError: (a ``ValueError``) it names the parameter or buffer.
 
     Example:
+        >>> from tinkering.population import PerturbedPopulation
         >>> population = PerturbedPopulation(nn.Sequential(nn.Linear(1, 1)), size=2, sigma=0.1)
         >>> require_fit(nn.Linear(1, 1), population)
         Traceback (most recent call last):
         tinkering.errors.ArgumentError: population: needed only parameters that the model has, got
         '0.weight'. The model has 'weight', 'bias'.
     """
-    require_state_fits(model, *_member(population))
+    require_state_fits(model, *population.like)
 
 
 def require_state_fits(
@@ -85,18 +84,11 @@ def require_device(population: Population, batch: Batch) -> None:
     Raises:
         ArgumentError: (a ``ValueError``) they are.
     """
-    value = next(iter(_member(population)[0].values()), None)
+    value = next(iter(population.like[0].values()), None)
     for at, given in enumerate(batch.tensors):
         if value is not None and given.device != value.device:
             label, needed = batch.signature.tree.names()[at], f"a tensor on {value.device}"
             raise ArgumentError(label, f"{needed}, as the population's", given.device)
-
-
-def _member(population: Population) -> ParamsAndBuffers:
-    """Return parameters and buffers of the shapes of a member's; no noise is drawn."""
-    if isinstance(population, PerturbedPopulation):
-        return population.params, population.buffers
-    return population.member(0)
 
 
 def _names(kind: str, own: Mapping[str, object]) -> str:

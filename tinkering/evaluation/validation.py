@@ -41,7 +41,7 @@ class Options:
 
 def with_reference(model: nn.Module, population: Population, norm: Reference) -> Population:
     """Return the population with the centre's statistics on the policy's images."""
-    if not isinstance(population, PerturbedPopulation):
+    if population.centre is None:
         raise ArgumentError(
             "norm",
             '"running" or "batch" for members that share no centre',
@@ -54,7 +54,7 @@ def with_reference(model: nn.Module, population: Population, norm: Reference) ->
             "norm", "a Reference to at least two images, for a variance", len(norm.images)
         )
     try:
-        statistics = reference_statistics(model, own | population.params, norm.images)
+        statistics = reference_statistics(model, own | dict(population.centre), norm.images)
     except (RuntimeError, ValueError, IndexError) as error:
         raise ArgumentError(
             "norm",

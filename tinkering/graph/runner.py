@@ -109,9 +109,14 @@ class Runner:
         return _Call(function, instead is not None, reads, writes, frees)
 
     def begin(self, inputs: Sequence[Tensor]) -> list[Any]:
-        """Return the values, by their places, before the first step."""
+        """Return the values, by their places, before the first step.
+
+        Args:
+            inputs: the tensors that the module is called with; none where it is not to begin with
+                the first step.
+        """
         held = self._base.copy()
-        for at, value in zip(self._inputs, inputs, strict=True):
+        for at, value in zip(self._inputs, inputs, strict=bool(inputs)):
             held[at] = as_float32(value)
         return held
 

@@ -159,13 +159,16 @@ class Batch:
             yield self
             return
         for start in range(0, self.examples, size):
-            many = min(size, self.examples - start)
-            pairs = zip(self.tensors, self.signature.axes, strict=True)
-            tensors = [
-                value.narrow(int(axes.members), start, many) if axes.examples else value
-                for value, axes in pairs
-            ]
-            yield replace(self, tensors=tuple(tensors), examples=many)
+            yield self.narrowed(slice(start, min(start + size, self.examples)))
+
+    def narrowed(self, examples: slice) -> Batch:
+        """Return some examples of every member."""
+        many = examples.stop - examples.start
+        tensors = [
+            value.narrow(int(axes.members), examples.start, many) if axes.examples else value
+            for value, axes in zip(self.tensors, self.signature.axes, strict=True)
+        ]
+        return replace(self, tensors=tuple(tensors), examples=many)
 
     def folded(self) -> list[Tensor]:
         """Return the tensors of one batch of all members' examples, member by member.

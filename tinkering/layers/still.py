@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import torch
 from torch import Tensor
@@ -15,31 +15,33 @@ from tinkering.native.correction import Shape
 
 
 class StillLayers:
-    """Computes a program's fused steps with one set of weights.
+    """A program's fused steps with one set of weights.
 
     Args:
         steps: the program.
         values: the centre's weights and statistics.
-        dtype: of the layers; the one that makes the module's output is float32.
+        dtype: of the layers; those that make the module's outputs are float32.
     """
 
     def __init__(self, steps: Program, values: Values, dtype: torch.dtype) -> None:
-        self._steps = steps
-        self._layers = {
-            name_of(step): _still(
-                step, values, torch.float32 if steps.makes_output(step) else dtype
-            )
+        layers = {
+            step: _still(step, values, torch.float32 if steps.makes_output(step) else dtype)
             for step in steps.fused
         }
+        self.calls = {
+            name_of(step): partial(_call, one, steps.may_overwrite_residual(step))
+            for step, one in layers.items()
+        }
+        """Each computes a step, perhaps in the residual's memory."""
+        self.keeping = {name_of(step): partial(_call, one, False) for step, one in layers.items()}
+        """Likewise, always in memory of its own."""
 
-    def __call__(self, step: Fused, x: Tensor, residual: Tensor | None) -> Tensor:
-        """Return a step's result, perhaps in the residual's memory."""
-        overwrite = self._steps.may_overwrite_residual(step)
-        return self._layers[name_of(step)](x, residual, overwrite)
 
-    def keep(self, step: Fused, x: Tensor, residual: Tensor | None) -> Tensor:
-        """Return a step's result in memory of its own."""
-        return self._layers[name_of(step)](x, residual, False)
+def _call(
+    one: Layer | _NarrowLayer, overwrite: bool, tile: object, x: Tensor, residual: Tensor | None
+) -> Tensor:
+    del tile
+    return one(x, residual, overwrite)
 
 
 class _NarrowLayer:

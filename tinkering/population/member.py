@@ -17,18 +17,35 @@ ParamsAndBuffers = tuple[dict[str, Tensor], dict[str, Tensor]]
 
 @runtime_checkable
 class Population(Protocol):
-    """Many parameter sets for one architecture, whichever way they are held."""
+    """Many parameter sets for one architecture, whichever way they are held.
+
+    How many members there are is no part of it: where activations are perturbed, that depends on
+    the examples and the layers of an evaluation. Those that can be counted are a
+    `CountedPopulation` as well.
+    """
 
     @property
     def template(self) -> nn.Module | None:
         """The architecture, where it is known."""
 
-    def __len__(self) -> int: ...
+    @property
+    def buffers(self) -> Mapping[str, Tensor]:
+        """By name: one set for all members, or stacked as the parameters are."""
 
-    @overload
-    def __getitem__(self, index: int) -> ParamsAndBuffers: ...
-    @overload
-    def __getitem__(self, index: slice) -> Population: ...
+    @property
+    def centre(self) -> Mapping[str, Tensor] | None:
+        """What all members share but for their noise; None where each has its own."""
+
+    @property
+    def like(self) -> ParamsAndBuffers:
+        """Tensors of the names, shapes, dtypes and device of a member's; no noise is drawn."""
+
+    @property
+    def likeness(self) -> Hashable:
+        """Equal for populations that are evaluated in the same way, whatever their numbers."""
+
+    def with_buffers(self, buffers: Mapping[str, Tensor]) -> Population:
+        """Return the same members with other buffers."""
 
     def member(self, index: int) -> ParamsAndBuffers:
         """Return one member's ``(params, buffers)``, ready for `functional_forward_core`."""
@@ -36,10 +53,30 @@ class Population(Protocol):
     def materialise(self, index: int, model: nn.Module | None = None) -> nn.Module:
         """Return one member as a module of its own."""
 
-    def kind(self) -> Hashable:
-        """Return what is equal for populations that are evaluated in the same way."""
+    def stack(self) -> CountedPopulation:
+        """Return the same members, each with parameters of its own in memory."""
 
-    def with_buffers(self, buffers: Mapping[str, Tensor]) -> Population:
+
+@runtime_checkable
+class CountedPopulation(Population, Protocol):
+    """A population whose members are there before anything is evaluated."""
+
+    @property
+    def size(self) -> int:
+        """Members of the whole population, of which this may be a part."""
+
+    @property
+    def members(self) -> range:
+        """Which members of the whole population these are."""
+
+    def __len__(self) -> int: ...
+
+    @overload
+    def __getitem__(self, index: int) -> ParamsAndBuffers: ...
+    @overload
+    def __getitem__(self, index: slice) -> CountedPopulation: ...
+
+    def with_buffers(self, buffers: Mapping[str, Tensor]) -> CountedPopulation:
         """Return the same members with other buffers."""
 
 
@@ -114,8 +151,3 @@ def _own(model: nn.Module, kind: str, values: dict[str, Tensor]) -> list[tuple[T
             )
         pairs.append((held[name], value.detach().clone()))
     return pairs
-
-
-def shapes_of(tensors: Mapping[str, Tensor]) -> Hashable:
-    """Return names, shapes and dtypes."""
-    return tuple((name, value.shape, value.dtype) for name, value in tensors.items())

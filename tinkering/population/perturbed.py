@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from tinkering.errors import ArgumentError
 from tinkering.noise import Factors, LowRank, Noise, Stream, draw, on_device
-from tinkering.population.member import ParamsAndBuffers, as_module, part_of, shapes_of
+from tinkering.population.member import ParamsAndBuffers, as_module, part_of
+from tinkering.population.stacked import StackedPopulation
 from tinkering.required import require_decimals, require_kind, require_named
 
 _MEMBERS_PER_DRAW = 1024
@@ -135,15 +136,24 @@ class PerturbedPopulation:
         part.members = part_of(self.members, index)
         return part
 
+    @property
+    def centre(self) -> Mapping[str, Tensor]:
+        """The parameters that all members share but for their noise."""
+        return self.params
+
+    @property
+    def like(self) -> ParamsAndBuffers:
+        """The centre: tensors of the shapes of a member's."""
+        return self.params, self.buffers
+
+    @property
+    def likeness(self) -> Hashable:
+        """Equal for populations that are evaluated in the same way, whatever their numbers."""
+        return type(self), len(self), self.antithetic, self.noise, tuple(self.params)
+
     def sigma_of(self, name: str) -> float:
         """Return the standard deviation of one parameter's perturbation."""
         return self.sigma[name] if isinstance(self.sigma, Mapping) else self.sigma
-
-    def kind(self) -> Hashable:
-        """Return what is equal for populations that are evaluated in the same way."""
-        of_each = tuple(self.sigma) if isinstance(self.sigma, Mapping) else None
-        held = shapes_of(self.params), shapes_of(self.buffers)
-        return type(self), self.members, self.noise, self.antithetic, of_each, held
 
     def with_buffers(self, buffers: Mapping[str, Tensor]) -> PerturbedPopulation:
         """Return the same members with other buffers, such as fresh BatchNorm statistics."""
@@ -178,6 +188,16 @@ class PerturbedPopulation:
             IndexError: there is no such member.
         """
         return as_module(self.template if model is None else model, self.member(index))
+
+    def stack(self) -> StackedPopulation:
+        """Return the same members, each with parameters of its own in memory.
+
+        Example:
+            >>> around = PerturbedPopulation(nn.Linear(8, 4), size=6, sigma=0.1)
+            >>> around.stack().params["weight"].shape
+            torch.Size([6, 4, 8])
+        """
+        return StackedPopulation.from_members(self)
 
     def draw(self) -> Draw:
         """Return the noise of these members; it is drawn now, and not kept."""

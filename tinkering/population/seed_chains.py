@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from tinkering.errors import ArgumentError
 from tinkering.noise import LowRank, Noise, Stream, draw, on_device
-from tinkering.population.member import ParamsAndBuffers, as_module, part_of, shapes_of
+from tinkering.population.member import ParamsAndBuffers, as_module, part_of
+from tinkering.population.stacked import StackedPopulation
 from tinkering.required import require_decimals, require_named
 
 
@@ -112,13 +113,24 @@ class SeedChainPopulation:
         part.members = part_of(self.members, index)
         return part
 
+    @property
+    def centre(self) -> None:
+        """None: members go their own ways from the base."""
+        return
+
+    @property
+    def like(self) -> ParamsAndBuffers:
+        """The base: tensors of the shapes of a member's."""
+        return self.base, self.buffers
+
+    @property
+    def likeness(self) -> Hashable:
+        """Equal for populations that are evaluated in the same way, whatever their numbers."""
+        return type(self), len(self), tuple(self.base)
+
     def __getstate__(self) -> dict[str, Any]:
         """Return what is pickled: all but the parent that is kept."""
         return {**self.__dict__, "_kept": [((), self.base)]}
-
-    def kind(self) -> Hashable:
-        """Return what is equal for populations that are evaluated in the same way."""
-        return type(self), self.members, shapes_of(self.base), shapes_of(self.buffers)
 
     def with_buffers(self, buffers: Mapping[str, Tensor]) -> SeedChainPopulation:
         """Return the same members with other buffers, such as fresh BatchNorm statistics."""
@@ -152,6 +164,17 @@ class SeedChainPopulation:
             IndexError: there is no such member.
         """
         return as_module(self.template if model is None else model, self.member(index))
+
+    def stack(self) -> StackedPopulation:
+        """Return the same members, each with parameters of its own in memory.
+
+        Example:
+            >>> mutated = (Mutation(generation=0, member=3, sigma=0.1),)
+            >>> family = SeedChainPopulation(nn.Linear(8, 4), chains=[(), mutated])
+            >>> family.stack().params["weight"].shape
+            torch.Size([2, 4, 8])
+        """
+        return StackedPopulation.from_members(self)
 
     def _copy(self) -> SeedChainPopulation:
         """Return a copy that keeps its parents in the same place."""

@@ -12,7 +12,12 @@ from torch import Tensor, nn
 
 from tinkering.errors import ArgumentError
 from tinkering.population.alike import detached, in_order_of, require_alike, require_members
-from tinkering.population.member import ParamsAndBuffers, as_module, part_of, shapes_of
+from tinkering.population.member import (
+    CountedPopulation,
+    ParamsAndBuffers,
+    as_module,
+    part_of,
+)
 from tinkering.required import kind_of, require_tensor
 
 
@@ -102,6 +107,21 @@ class StackedPopulation:
         return cls(params, buffers, modules[0])
 
     @classmethod
+    def from_members(cls, population: CountedPopulation) -> StackedPopulation:
+        """Return the members of any population; what all of them share is not copied.
+
+        Args:
+            population: such as a centre and noise. Its buffers are one set for all members.
+        """
+        members = [population.member(index)[0] for index in range(len(population))]
+        buffers = {n: b.expand(len(members), *b.shape) for n, b in population.buffers.items()}
+        return cls(_stack(members), buffers, population.template)
+
+    def stack(self) -> StackedPopulation:
+        """Return this population, whose members have parameters of their own."""
+        return self
+
+    @classmethod
     def from_vectors(
         cls, model: nn.Module, vectors: Tensor, buffers: Mapping[str, Tensor] | None = None
     ) -> StackedPopulation:
@@ -181,9 +201,20 @@ class StackedPopulation:
         part.buffers = {name: b[index] for name, b in self.buffers.items()}
         return part
 
-    def kind(self) -> Hashable:
-        """Return what is equal for populations that are evaluated in the same way."""
-        return type(self), shapes_of(self.params), shapes_of(self.buffers)
+    @property
+    def centre(self) -> None:
+        """None: each member has parameters of its own."""
+        return
+
+    @property
+    def like(self) -> ParamsAndBuffers:
+        """The first member: views."""
+        return self.member(0)
+
+    @property
+    def likeness(self) -> Hashable:
+        """Equal for populations that are evaluated in the same way, whatever their numbers."""
+        return type(self), len(self), tuple(self.params), tuple(self.buffers)
 
     def with_buffers(self, buffers: Mapping[str, Tensor]) -> StackedPopulation:
         """Return the same members with other buffers, such as fresh BatchNorm statistics.

@@ -15,6 +15,7 @@ from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 import torch
 from torch import Tensor
 
+from tinkering.engines.evaluation import Evaluation
 from tinkering.errors import ArgumentError
 from tinkering.runs.checkpoint import Progress
 from tinkering.runs.interrupt import Interrupt
@@ -26,22 +27,13 @@ Record = dict[str, Any]
 
 
 @runtime_checkable
-class Scores(Protocol):
-    """What an evaluation returns where there is more to tell than a number a member."""
-
-    @property
-    def fitness(self) -> Tensor:
-        """Of each member, ``[members]``."""
-
-
-@runtime_checkable
 class Strategy(Protocol[State]):
     """What the loop needs of a strategy."""
 
     def ask(self, state: State) -> Any:
         """Return the population of a generation."""
 
-    def tell(self, state: State, fitness: Any) -> State:
+    def tell(self, state: State, evaluation: Evaluation) -> State:
         """Return the state after a generation, from what the evaluator returned."""
 
     def centre(self, state: State) -> Mapping[str, Tensor]:
@@ -52,11 +44,8 @@ class Strategy(Protocol[State]):
 class Evaluator(Protocol):
     """What the loop needs of an evaluation."""
 
-    def fitness(self, population: Any, generation: int) -> Tensor | Scores:
-        """Return the fitness of each member, ``[members]``, or `Scores` with that."""
-
-    def images(self, population: Any) -> int:
-        """Return the model-images that evaluating this population takes: members x images."""
+    def evaluate(self, population: Any, generation: int) -> Evaluation:
+        """Return what the population was worth in a generation, the first of which is 0."""
 
     def measure(self, params: Mapping[str, Tensor]) -> Mapping[str, float]:
         """Return held-out figures of one parameter set, such as ``test_accuracy``."""
@@ -100,7 +89,9 @@ class Outcome(Generic[State]):
     ``"terminated"`` (SIGTERM)."""
     generations: int
     evaluations: int
-    """Model-images evaluated for fitness: members x images, over all generations."""
+    """Forward passes for fitness, over all generations, as `Evaluation.evaluations` counts them:
+    members times the examples that each sees. A member that perturbs an activation counts in full,
+    though it goes through the last layers alone."""
     seconds: float
     """Time of the loop, measurements included."""
     measured: Mapping[str, float]
@@ -125,9 +116,9 @@ def evolve(
     ``KeyboardInterrupt``.
 
     Args:
-        strategy: asked for populations and told their fitness.
+        strategy: asked for populations and told their evaluations.
         state: the strategy's state to start from.
-        evaluator: gives the fitness of a population, and held-out figures of a centre.
+        evaluator: evaluates a population, and gives held-out figures of a centre.
         limits: when to end, counted over the whole run.
         callbacks: called with the record of each generation, in order: ``generation``
             (1 is the first), ``evaluations``, ``seconds``, ``fitness_mean``,
@@ -148,12 +139,12 @@ def evolve(
         reason = _why_end(limits, interrupt, seconds, generation)
         while reason is None:
             population = strategy.ask(state)
-            told = evaluator.fitness(population, generation)
-            state = strategy.tell(state, told)
+            evaluation = evaluator.evaluate(population, generation)
+            state = strategy.tell(state, evaluation)
             generation += 1
-            evaluations += evaluator.images(population)
+            evaluations += evaluation.evaluations
             seconds = time.monotonic() - start
-            fitness = told if isinstance(told, Tensor) else told.fitness
+            fitness = evaluation.fitness
             if not fitness.is_floating_point():  # counts, or whether a member succeeded
                 fitness = fitness.double()
             record: Record = {

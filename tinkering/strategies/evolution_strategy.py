@@ -1,7 +1,6 @@
 """Evolution strategy: a centre follows the fitness differences of its members.
 
-Salimans et al. 2017, "Evolution Strategies as a Scalable Alternative to Reinforcement
-Learning" (arXiv 1703.03864), with the low-rank noise of arXiv 2511.16652 by default.
+What is perturbed, weights or activations, is an argument: `Weights`, `Activations`.
 """
 
 from __future__ import annotations
@@ -14,27 +13,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tinkering.engines.evaluation import Evaluation
 from tinkering.errors import ArgumentError
-from tinkering.noise import LowRank, Noise
-from tinkering.population import PerturbedPopulation
-from tinkering.required import require_decimals, require_named, require_tensor
+from tinkering.noise import Stream
+from tinkering.population import Population
+from tinkering.required import require_decimals, require_named
 from tinkering.strategies.groups import Group, group_of_each
-from tinkering.strategies.schedules import (
-    LARGEST_FLOAT,
-    Schedule,
-    inverse_sqrt,
-    require_positive,
-    value_at,
-)
-from tinkering.strategies.shaping import (
-    GROUP_SHAPINGS,
-    SHAPINGS,
-    group_advantages,
-    pair_advantages,
-    replace_non_finite,
-)
+from tinkering.strategies.perturbation import Generation, Perturbation
+from tinkering.strategies.schedules import Schedule, inverse_sqrt, require_positive, value_at
+from tinkering.strategies.shaping import SHAPINGS
 from tinkering.strategies.stepping import MakeOptimiser, fresh_optimiser, stepped
-from tinkering.strategies.told import Told
+from tinkering.strategies.told import Told, as_evaluation
+from tinkering.strategies.weights import Weights
 
 
 @dataclass(frozen=True)
@@ -61,53 +51,42 @@ class EvolutionState:
 class EvolutionStrategy:
     """Ask for members around a centre, tell their fitness, move the centre.
 
-    The gradient of the expected fitness is estimated as the mean of ``utility * noise``
-    (section 2 of the paper), where utilities are shaped advantages: see
-    `tinkering.strategies.shaping`. An optimiser follows it. No backpropagation anywhere.
-
-    With antithetic pairs (mirrored sampling) all even orders of the fitness cancel out of the
-    estimate. Without, every member is a direction of its own, twice as many for as many
-    evaluations, and is compared with its `group`. That pays where a direction tells little,
-    with far more parameters than members.
+    The gradient of the expected fitness is estimated from what members' noise was worth, and an
+    optimiser follows it. No backpropagation anywhere.
 
     The centre is averaged over generations (Polyak and Juditsky 1992): the estimate is
     noisy, so the average is better than the latest centre.
 
     Args:
-        population: members a generation; a multiple of `group`.
-        sigma: standard deviation of a member's perturbation of each parameter, or a schedule
-            of it (`tinkering.strategies.schedules`).
+        perturb: what members differ in, and how: `Weights` or `Activations`.
         learning_rate: the optimiser's step, or a schedule of it. With Adam it is about the
-            change of a parameter in a generation.
+            change of a parameter in a generation. By default 0.03 for weights, 0.004 for
+            activations.
         decay: generations until the step begins to shrink: in generation g it is
             ``learning_rate / sqrt(1 + g / decay)``. The estimate is so noisy that a step
             which is right early on leads nowhere later. A schedule replaces it.
-        betas: Adam's decay of its running means, where no `optimiser` is given.
         averaging: weight of the past in the running average, 0 (the latest centre) to 1
             (excluded); early on it is less, so that the random start is forgotten.
-        shaping: ``"raw"``, ``"z-score"``, ``"rank"`` or ``"sign"``. With ``"raw"`` the
-            optimiser is handed the gradient itself, in fitness per unit of a parameter; with
-            the others its length says nothing.
-        noise: kind of the noise.
+        shaping: what fitness differences are worth: see `tinkering.strategies.shaping`.
+            ``"raw"``, ``"z-score"``, ``"rank"`` or ``"sign"`` for weights, where ``"z-score"`` is
+            the default; ``"raw"``, the default, or ``"relative"`` for activations. With
+            ``"raw"`` the optimiser is handed the gradient itself, in fitness per unit of a
+            parameter; with the others its length says nothing.
         seed: of the noise, 0 to 2^64 - 1.
         optimiser: makes the optimiser, as ``optimiser(params, learning_rate)``: a class of
             ``torch.optim`` that steps without a closure, or one with settings of its own,
-            such as ``functools.partial(torch.optim.AdamW, weight_decay=0.01)``. Adam by
-            default.
+            such as ``functools.partial(torch.optim.AdamW, weight_decay=0.01)``.
         groups: `Group` by patterns over the parameters' names, such as
             ``{"head.*": Group(sigma=0.5, step=2.0), "*bias": Group(sigma=0)}``: factors on
             sigma and on the step. The first match wins; a sigma of 0 leaves parameters as
             they are, and out of the population. A factor on sigma does not change the
             direction that is estimated: noise is divided by it.
-        antithetic: whether members come in mirrored pairs; the group is 2 then.
-        group: members that lie beside each other and are compared with each other, because
-            they are evaluated on the same images; at least 2.
 
     Raises:
         ArgumentError: (a ``ValueError``) one of these is out of range.
 
     Example:
-        >>> strategy = EvolutionStrategy(population=64, sigma=0.1, learning_rate=0.1)
+        >>> strategy = EvolutionStrategy(Weights(population=64, sigma=0.1), learning_rate=0.1)
         >>> state = strategy.init({"position": torch.tensor([3.0, -2.0])})
         >>> for _ in range(100):
         ...     population = strategy.ask(state)
@@ -118,33 +97,29 @@ class EvolutionStrategy:
         True
     """
 
-    population: int = 1024
-    sigma: float | Schedule = 0.02
-    learning_rate: float | Schedule = 0.03
+    perturb: Perturbation = field(default_factory=Weights)
+    learning_rate: float | Schedule | None = None
     decay: float = 50.0
-    betas: tuple[float, float] = (0.9, 0.999)
     averaging: float = 0.98
-    shaping: str = "z-score"
-    noise: Noise = field(default_factory=LowRank)
+    shaping: str | None = None
     seed: int = 0
-    optimiser: MakeOptimiser | None = None
+    optimiser: MakeOptimiser = torch.optim.Adam
     groups: Mapping[str, Group] = field(default_factory=dict, hash=False)
-    antithetic: bool = True
-    group: int = 2
 
     def __post_init__(self) -> None:
-        self._require_groups()
-        for name, most in (("sigma", LARGEST_FLOAT), ("learning_rate", inf), ("decay", inf)):
-            if not callable(getattr(self, name)):
-                require_positive(name, getattr(self, name), most)
+        if not isinstance(self.perturb, Perturbation):
+            raise ArgumentError("perturb", "Weights or Activations", repr(self.perturb))
+        for name in ("learning_rate", "decay"):
+            value = getattr(self, name)
+            if value is not None and not callable(value):
+                require_positive(name, value, inf)
         if not 0 <= self.averaging < 1:
             raise ArgumentError("averaging", "a number from 0 to below 1", self.averaging)
-        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
-            raise ArgumentError("betas", "two numbers from 0 to below 1", self.betas)
         if not 0 <= self.seed < 2**64:
             raise ArgumentError("seed", "an integer from 0 to 2^64 - 1", self.seed)
-        if self.shaping not in SHAPINGS:
-            raise ArgumentError("shaping", f"one of {', '.join(SHAPINGS)}", self.shaping)
+        shapings = SHAPINGS[self.perturb.compared]
+        if self._shaping not in shapings:
+            raise ArgumentError("shaping", f"one of {', '.join(shapings)}", self.shaping)
 
     def init(self, params: Mapping[str, Tensor]) -> EvolutionState:
         """Return the state before the first generation, with a copy of `params` as centre.
@@ -161,30 +136,19 @@ class EvolutionStrategy:
         require_decimals("params", centre)
         average = {name: p.clone() for name, p in centre.items()}
         factors = {name: of_each[name].step for name in centre}
-        optimiser = fresh_optimiser(self._make_optimiser, centre, self._rate(0), factors)
+        optimiser = fresh_optimiser(self.optimiser, centre, self._rate(0), factors)
         return EvolutionState(0, centre, average, optimiser.state_dict(), fixed)
 
-    def ask(self, state: EvolutionState) -> PerturbedPopulation:
-        """Return the population of the state's generation: `population` members.
+    def ask(self, state: EvolutionState) -> Population:
+        """Return the population of the state's generation.
 
         Raises:
             ArgumentError: (a ``ValueError``) the schedule of sigma returned a number that is
                 not above 0.
         """
-        sigma = value_at("sigma", self.sigma, state.generation, most=LARGEST_FLOAT)
-        factors = {name: group.sigma for name, group in self._groups_of(state).items()}
-        alike = all(factor == 1 for factor in factors.values())
-        return PerturbedPopulation(
-            state.params,
-            self.population,
-            sigma if alike else {name: sigma * factor for name, factor in factors.items()},
-            noise=self.noise,
-            seed=self.seed,
-            generation=state.generation,
-            antithetic=self.antithetic,
-        )
+        return self.perturb.around(self._generation(state))
 
-    def tell(self, state: EvolutionState, fitness: Tensor) -> EvolutionState:
+    def tell(self, state: EvolutionState, evaluation: Evaluation | Tensor) -> EvolutionState:
         """Return the state after a generation whose members had this fitness.
 
         A fitness that is not finite counts as the worst finite one. Where none is finite, or
@@ -193,24 +157,21 @@ class EvolutionStrategy:
 
         Args:
             state: the state that `ask` was given.
-            fitness: ``[population]``, the larger the better, in the members' order.
+            evaluation: of the population that `ask` returned; or, where weights are perturbed,
+                the fitness alone, ``[population]``, the larger the better, in the members' order.
 
         Raises:
-            ArgumentError: (a ``ValueError``) fitness has another shape, or a schedule
-                returned a number that cannot be used.
+            ArgumentError: (a ``ValueError``) fitness has another shape, a gradient estimate is
+                missing, or a schedule returned a number that cannot be used.
         """
-        require_tensor("fitness", fitness, f"a tensor of shape [{self.population}]")
-        if fitness.shape != (self.population,):
-            raise ArgumentError(
-                "fitness", f"a tensor of shape [{self.population}]", list(fitness.shape)
-            )
-        finite = replace_non_finite(fitness.detach().double())
-        if finite is None:
+        generation = self._generation(state)
+        gradient = self.perturb.gradient(generation, as_evaluation(evaluation))
+        if gradient is None:
             return _lost(state, "no finite fitness")
         after = stepped(
-            self._make_optimiser,
+            self.optimiser,
             state.params,
-            self._ascent(state, finite),
+            gradient,
             self._rate(state.generation),
             {name: group.step for name, group in self._groups_of(state).items()},
             state.optimiser,
@@ -231,53 +192,26 @@ class EvolutionStrategy:
         """
         return {**state.average, **state.fixed} if state.fixed else state.average
 
-    def _ascent(self, state: EvolutionState, fitness: Tensor) -> dict[str, Tensor]:
-        """Return the estimate: the mean over directions of utility times noise."""
-        if self.antithetic:
-            utilities = SHAPINGS[self.shaping](pair_advantages(fitness))
-            # Half of a pair's utility for either member: their noise is the same but for sign.
-            utilities = torch.stack([utilities, -utilities], dim=1).flatten()
-        else:
-            utilities = GROUP_SHAPINGS[self.shaping](group_advantages(fitness, self.group))
-        population = self.ask(state)
-        total = population.weighted_noise(utilities / self.population)
-        if self.shaping == "raw":  # the gradient itself: fitness per unit of the parameter
-            return {name: noise / population.sigma_of(name) for name, noise in total.items()}
-        groups = self._groups_of(state)
-        return {name: noise / groups[name].sigma for name, noise in total.items()}
+    @property
+    def _shaping(self) -> str:
+        return self.perturb.usual_shaping if self.shaping is None else self.shaping
 
     def _rate(self, generation: int) -> float:
         rate = self.learning_rate
+        rate = self.perturb.usual_learning_rate if rate is None else rate
         schedule = rate if callable(rate) else inverse_sqrt(rate, self.decay)
         return value_at("learning_rate", schedule, generation, zero=True)
+
+    def _generation(self, state: EvolutionState) -> Generation:
+        """Return what the state's generation is made of."""
+        factors = {name: group.sigma for name, group in self._groups_of(state).items()}
+        stream = Stream(self.seed, state.generation)
+        return Generation(state.params, factors, stream, self._shaping)
 
     def _groups_of(self, state: EvolutionState) -> dict[str, Group]:
         """Return the group of each parameter that evolves."""
         of_each = group_of_each([*state.params, *state.fixed], self.groups)
         return {name: of_each[name] for name in state.params}
-
-    def _make_optimiser(self, groups: list[dict[str, Any]], rate: float) -> torch.optim.Optimizer:
-        if self.optimiser is not None:
-            return self.optimiser(groups, rate)
-        return torch.optim.Adam(groups, lr=rate, betas=self.betas)
-
-    def _require_groups(self) -> None:
-        """Refuse a population that is not made of whole groups."""
-        if self.antithetic:
-            if self.population < 2 or self.population % 2:
-                raise ArgumentError(
-                    "population",
-                    "an even number of members, at least 2, because they come in antithetic pairs",
-                    self.population,
-                )
-            if self.group != 2:
-                advice = "Groups of another size need antithetic=False."
-                raise ArgumentError("group", "2, because pairs are antithetic", self.group, advice)
-        elif self.group < 2:
-            raise ArgumentError("group", "an integer of at least 2", self.group)
-        elif self.population < 1 or self.population % self.group:
-            needed = f"a multiple of {self.group}, because members are compared in groups of it"
-            raise ArgumentError("population", needed, self.population)
 
 
 def _lost(state: EvolutionState, why: Told) -> EvolutionState:

@@ -12,12 +12,13 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from tinkering.engines.evaluation import Evaluation
 from tinkering.errors import ArgumentError
 from tinkering.noise import Dense, Noise
 from tinkering.population import Chain, Mutation, SeedChainPopulation
-from tinkering.required import require_decimals, require_tensor
+from tinkering.required import require_decimals
 from tinkering.strategies.schedules import LARGEST_FLOAT, Schedule, require_positive, value_at
-from tinkering.strategies.told import Told
+from tinkering.strategies.told import Told, as_evaluation, finite_fitness
 
 
 @dataclass(frozen=True)
@@ -120,7 +121,7 @@ class GeneticAlgorithm:
         """
         return self._population(state, self._chains(state))
 
-    def tell(self, state: GeneticState, fitness: Tensor) -> GeneticState:
+    def tell(self, state: GeneticState, evaluation: Evaluation | Tensor) -> GeneticState:
         """Return the state after a generation whose members had this fitness.
 
         A member whose fitness is not finite is no parent, even if there are fewer parents
@@ -129,25 +130,21 @@ class GeneticAlgorithm:
 
         Args:
             state: the state that `ask` was given.
-            fitness: ``[population]``, the larger the better, in the members' order.
+            evaluation: of the population that `ask` returned, or the fitness alone,
+                ``[population]``, the larger the better, in the members' order.
 
         Raises:
             ArgumentError: (a ``ValueError``) fitness has another shape.
         """
-        require_tensor("fitness", fitness, f"a tensor of shape [{self.population}]")
-        if fitness.shape != (self.population,):
-            raise ArgumentError(
-                "fitness", f"a tensor of shape [{self.population}]", list(fitness.shape)
-            )
-        values = fitness.detach().double()
-        values = torch.where(torch.isfinite(values), values, -torch.inf)
-        generation = state.generation + 1
+        told, generation = as_evaluation(evaluation), state.generation + 1
+        finite = finite_fitness(told, self.population)
+        if finite is None:
+            lost = state.lost + 1
+            return replace(state, generation=generation, told="no finite fitness", lost=lost)
+        values = torch.where(torch.isfinite(told.fitness), finite, -torch.inf)
         # Stable: of equal members the earlier one, so that elites are not given up for nothing.
         best = values.argsort(descending=True, stable=True)[: self.parents].tolist()
         best = [member for member in best if values[member].isfinite()]
-        if not best:
-            told: Told = "no finite fitness"
-            return replace(state, generation=generation, told=told, lost=state.lost + 1)
         chains = self._chains(state)
         return replace(
             state,

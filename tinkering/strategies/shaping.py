@@ -1,40 +1,50 @@
 """Shaping: fitness becomes utilities, the weights of the noise in an update.
 
-First comes the advantage: fitness compared with that of those who met the same images.
+First comes the advantage: fitness compared with that of those who met the same examples.
 
-pairs   Members 2p and 2p + 1 have mirrored noise. The advantage of the pair is half of the
-        difference of their fitness; it belongs to the noise of the first.
-groups  Each member has noise of its own. Its advantage is its fitness minus the mean fitness
-        of the others in its group: what its group shares, such as hard images, cancels out,
-        and no member is compared with itself, so nothing is biased. (Kool et al. 2019, "Buy 4
-        REINFORCE Samples, Get a Baseline for Free!")
+pairs     Members 2p and 2p + 1 have mirrored noise. The advantage of the pair is half of the
+          difference of their fitness; it belongs to the noise of the first.
+groups    Each member has noise of its own. Its advantage is its fitness minus the mean fitness
+          of the others in its group: what its group shares, such as hard images, cancels out,
+          and no member is compared with itself, so nothing is biased. (Kool et al. 2019, "Buy 4
+          REINFORCE Samples, Get a Baseline for Free!")
+examples  The same for perturbed activations, whose groups are the members of one example at one
+          layer. Groups are shaped where they are evaluated, each by itself.
 
-Then the shaping, a function of all advantages of a generation:
+Then the shaping, a function of all advantages of a generation, or of one example's fitness:
 
-name     pairs                                           groups
-raw      the advantage itself                            likewise
-z-score  divided by the root mean square of all          likewise
-rank     sign times the rank by magnitude, 0 to 1        centred rank, -1 to 1
-sign     -1, 0 or 1: whether the first member is fitter  -1, 0 or 1: fitter than its group
+name      pairs                                           groups                   examples
+raw       the advantage itself                            likewise                 likewise
+z-score   divided by the root mean square of all          likewise
+rank      sign times the rank by magnitude, 0 to 1        centred rank, -1 to 1
+sign      -1, 0 or 1: whether the first member is fitter  fitter than its group
+relative                                                                           divided by the
+                                                                                   mean fitness
 
 The two ranks are one thing: a pair's advantage counts for one member as it is and for the other
 with its sign turned, and the centred rank among all of those is the signed rank of it.
 
 What a fitness that is not finite is worth: it counts as the worst finite fitness of its
-generation, so a member that went bad is never preferred and a single one cannot
-poison the update.
+generation, or of its example's members, so a member that went bad is never preferred and a single
+one cannot poison the update.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Literal
 
 import torch
 from torch import Tensor
 
+from tinkering.errors import ArgumentError
+
 Shaping = Callable[[Tensor], Tensor]
 """``(advantages [pairs or members]) -> utilities``, of the same shape. It is odd: members of a
-pair may swap places, and then their utility swaps its sign."""
+pair may swap places, and then their utility swaps its sign. For examples it is
+``(fitness [examples, members]) -> utilities``."""
+Compared = Literal["pairs", "groups", "examples"]
+"""With whom a member's fitness is compared."""
 
 
 def replace_non_finite(fitness: Tensor) -> Tensor | None:
@@ -151,13 +161,54 @@ def sign(advantages: Tensor) -> Tensor:
     return advantages.sign()
 
 
-SHAPINGS: dict[str, Shaping] = {
-    "raw": raw,
-    "z-score": z_score,
-    "rank": signed_rank,
-    "sign": sign,
-}
-"""The shapings of pairs, by the name that a configuration uses."""
+def by_the_others(fitness: Tensor) -> Tensor:
+    """Return each member's fitness minus the mean of the others that see its example.
 
-GROUP_SHAPINGS: dict[str, Shaping] = {**SHAPINGS, "rank": centred_rank}
-"""The shapings of groups, by the same names."""
+    What is not finite counts as the worst that sees the example; where nothing is finite, nothing
+    is worth anything.
+
+    Args:
+        fitness: ``[examples, members]``.
+
+    Example:
+        >>> by_the_others(torch.tensor([[1.0, 2.0, 6.0]]))
+        tensor([[-3.0000, -1.5000,  4.5000]])
+    """
+    finite = torch.isfinite(fitness)
+    worst = fitness.where(finite, torch.inf).amin(1, keepdim=True)
+    known = fitness.where(finite, worst.where(torch.isfinite(worst), 0.0))
+    known = known - known[:, :1]  # equal ones are then worth nothing, not what rounding leaves
+    return group_advantages(known.flatten(), fitness.shape[1]).view_as(fitness)
+
+
+def relative(fitness: Tensor) -> Tensor:
+    """Return `by_the_others` divided by the mean fitness of those that see the example.
+
+    The gradient is then that of the logarithm: examples that are seldom right count for more.
+    Where that mean is not above 0, nothing is worth anything.
+
+    Args:
+        fitness: ``[examples, members]``, at least 0.
+
+    Raises:
+        ArgumentError: (a ``ValueError``) a finite number is below 0.
+
+    Example:
+        >>> relative(torch.tensor([[1.0, 2.0, 6.0], [0.0, 0.0, 0.0]]))
+        tensor([[-1.0000, -0.5000,  1.5000],
+                [ 0.0000,  0.0000,  0.0000]])
+    """
+    known = fitness.where(torch.isfinite(fitness), 0.0)
+    if bool((known < 0).any()):
+        needed = 'numbers of at least 0, for shaping "relative"'
+        raise ArgumentError("fitness", needed, known.min().item())
+    mean = known.mean(1, keepdim=True)
+    return torch.where(mean > 0, by_the_others(fitness) / mean, 0.0)
+
+
+SHAPINGS: Mapping[Compared, Mapping[str, Shaping]] = {
+    "pairs": {"raw": raw, "z-score": z_score, "rank": signed_rank, "sign": sign},
+    "groups": {"raw": raw, "z-score": z_score, "rank": centred_rank, "sign": sign},
+    "examples": {"raw": by_the_others, "relative": relative},
+}
+"""The shapings that serve each comparison, by the name that a configuration uses."""

@@ -73,7 +73,7 @@ def fresh_optimiser(
 def stepped(
     make: MakeOptimiser,
     params: Mapping[str, Tensor],
-    ascent: Mapping[str, Tensor],
+    gradient: Mapping[str, Tensor],
     rate: float,
     factors: Mapping[str, float],
     state: Mapping[str, Any],
@@ -83,15 +83,15 @@ def stepped(
     Args:
         make: of the optimiser.
         params: to start from; they stay as they are.
-        ascent: the direction that raises fitness; the optimiser is handed its negative.
+        gradient: of the fitness; the optimiser is handed its negative.
         rate: the learning rate.
         factors: on it, of each parameter.
         state: ``state_dict`` of the optimiser before the step; it stays as it is.
 
     Example:
-        >>> params, ascent, factors = {"p": torch.zeros(1)}, {"p": torch.ones(1)}, {"p": 2.0}
+        >>> params, gradient, factors = {"p": torch.zeros(1)}, {"p": torch.ones(1)}, {"p": 2.0}
         >>> state = fresh_optimiser(torch.optim.SGD, params, 0.1, factors).state_dict()
-        >>> moved, state = stepped(torch.optim.SGD, params, ascent, 0.1, factors, state)
+        >>> moved, state = stepped(torch.optim.SGD, params, gradient, 0.1, factors, state)
         >>> moved["p"], params["p"]
         (tensor([0.2000]), tensor([0.]))
     """
@@ -103,7 +103,7 @@ def stepped(
     for group, now in zip(optimiser.param_groups, rates, strict=True):
         group["lr"] = now
     for name, p in moved.items():
-        p.grad = -ascent[name].to(p)  # the optimiser descends
+        p.grad = -gradient[name].to(p)  # the optimiser descends
     optimiser.step()
     after = optimiser.state_dict()
     moved = {name: p.detach() for name, p in moved.items()}

@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping
+from dataclasses import replace
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float32, Int64
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from tinkering.data import BatchOrder, Dataset, Shifts, Split
+from tinkering.data import BatchOrder, Dataset, Split
+from tinkering.engines.activations import image_parts
+from tinkering.engines.evaluation import Evaluation
 from tinkering.engines.planning import Plan
 from tinkering.engines.rating import Fitness
 from tinkering.errors import ArgumentError
 from tinkering.evaluation.batchnorm import reference_statistics
 from tinkering.evaluation.entry import evaluate, plan_evaluation
 from tinkering.evaluation.fitness import negative_cross_entropy
-from tinkering.population import PerturbedPopulation
+from tinkering.graph.signature import InDims
+from tinkering.population import CountedPopulation, PerturbedActivations, Population
+from tinkering.tasks.batches import Batches
 
 _REFERENCE_IMAGES = 128
 """Training images for a generation's BatchNorm statistics, others every generation."""
@@ -27,12 +34,16 @@ _IMAGES_PER_TILE = 256
 
 
 class Classification:
-    """Every group of members gets training images of its own, the same for its members.
+    """Training images for members, held-out images for the centre.
 
-    Directions are what is scarce: a gradient estimate from N random directions among D
+    Where weights are perturbed, every group of members gets images of its own, the same for its
+    members. Directions are what is scarce: a gradient estimate from N random directions among D
     parameters is worth about N / D of a step, so as many members as possible with one
     image each beat few members with many. Inside a group the images are the same, so their
     difficulty cancels out of the differences.
+
+    Where activations are perturbed, all members have the centre's weights, and each image has
+    members of its own: `batch` is how many images the centre sees, and there are no groups.
 
     What BatchNorm layers compute with is decided by `statistics`:
 
@@ -53,7 +64,8 @@ class Classification:
         statistics: of BatchNorm layers: ``"fixed"`` or ``"renewed"``.
         group: members that see the same images, side by side in the population; None for
             all of them.
-        batch: images that a member sees in a generation.
+        batch: images that a member sees in a generation; where activations are perturbed, that
+            the centre sees.
         memory: bytes that an evaluation may take; half of what is free by default.
         shift: pixels by which training images are moved at most, another way each time.
 
@@ -61,12 +73,19 @@ class Classification:
         ArgumentError: (a ``ValueError``) one of these cannot be used.
 
     Example:
+        >>> from tinkering import EvolutionStrategy
         >>> from tinkering.data import load
         >>> from tinkering.models import BasicBlock, SimpleResNet
+        >>> from tinkering.strategies.activations import Activations
+        >>> from tinkering.strategies.weights import Weights
         >>> model = SimpleResNet(BasicBlock, [1, 1, 1, 1], width=2)
-        >>> task = Classification(model, load("mnist5k").subset(train=200, test=100))
-        >>> task.fitness(PerturbedPopulation(model, size=6, sigma=0.1), generation=0).shape
+        >>> task = Classification(model, load("mnist5k").subset(train=200, test=100), batch=4)
+        >>> head = {n: p for n, p in model.named_parameters() if n.startswith("linear")}
+        >>> for perturb in (Weights(population=6), Activations(samples=3)):
+        ...     strategy = EvolutionStrategy(perturb)
+        ...     task.evaluate(strategy.ask(strategy.init(head)), generation=0).fitness.shape
         torch.Size([6])
+        torch.Size([12])
     """
 
     def __init__(
@@ -84,132 +103,109 @@ class Classification:
     ) -> None:
         if statistics not in ("fixed", "renewed"):
             raise ArgumentError("statistics", '"fixed" or "renewed"', repr(statistics))
-        for name, value in (("group", group), ("batch", batch)):
-            if value is not None and value < 1:
-                raise ArgumentError(name, "an integer of at least 1", value)
+        self._batches = Batches(dataset.train, seed, group, batch, shift)
         self._model = model
         self._dataset = dataset
         self._seed = seed
         self._fitness = fitness
         self._dtype = dtype
-        self._group = group
-        self._batch = batch
         self._memory = memory
-        self._shifts = Shifts(shift, seed)
-        self._plans: dict[tuple[object, ...], Plan] = {}
+        self._plans: dict[Hashable, Plan] = {}
         self._fixed: dict[str, Tensor] | None = None
         if statistics == "fixed":
             self._fixed = self._calibrated({n: p.detach() for n, p in model.named_parameters()})
 
-    def fitness(self, population: PerturbedPopulation, generation: int) -> Tensor:
-        """Return the fitness of each member on the generation's images, ``[members]``.
+    def evaluate(self, population: Population, generation: int) -> Evaluation:
+        """Return what the population was worth on the generation's images.
 
         Raises:
-            ArgumentError: (a ``ValueError``) the population has no whole groups.
+            ArgumentError: (a ``ValueError``) the population has no whole groups, or, with
+                renewed statistics, no centre.
         """
-        return self._evaluated(population, generation, None)
+        return self._evaluated(population, generation, None, None)
 
-    @torch.no_grad()
-    def _evaluated(
-        self, population: PerturbedPopulation, generation: int, planned: Plan | None
-    ) -> Tensor:
-        x, y = self._images(population, generation)
-        return evaluate(
-            self._model.eval(),
-            population.with_buffers(self._statistics(population, generation)),
-            x,
-            y,
-            self._fitness,
-            in_dims=(0, None) if self._group is None else (0, 0),
-            dtype=self._dtype,
-            memory=self._memory,
-            planned=planned,
-        ).fitness
+    def parts(self, population: Population, count: int) -> list[slice]:
+        """Return portions to evaluate apart: of the members, or of the images of activations.
 
-    def parts(self, population: PerturbedPopulation, count: int) -> list[slice]:
-        """Return about `count` portions of a population, alike in size.
-
-        They end where the tiles of the whole population do (see `plan`), as a member's fitness
-        may depend in its last bits on how many are evaluated beside it.
+        Portions of members are about `count` and alike in size. They end where the tiles of the
+        whole population do (see `plan`), as a member's fitness may depend in its last bits on how
+        many are evaluated beside it. Portions of images are those whose gradient estimates are
+        summed at a time, however many were asked for.
         """
+        if not isinstance(population, CountedPopulation):
+            return image_parts(self._batches.batch)
         tiles = self._plan_of(population).tiles
-        unit = math.lcm(tiles.members * tiles.threads, self._group or 1)
+        unit = math.lcm(tiles.members * tiles.threads, self._batches.group or 1)
         each = max(1, -(-len(population) // (unit * count))) * unit
         starts = range(0, len(population), each)
         return [slice(at, min(at + each, len(population))) for at in starts]
 
-    def part(self, population: PerturbedPopulation, generation: int, part: slice) -> Tensor:
-        """Return the fitness of some members: a member's does not depend on the others'."""
-        return self._evaluated(population[part], generation, self._plan_of(population))
+    def part(self, population: Population, generation: int, part: slice) -> Evaluation:
+        """Return the evaluation of one of `parts`; together they have the bits of the whole."""
+        return self._evaluated(population, generation, part, self._plan_of(population))
 
-    def merged(self, population: PerturbedPopulation, results: Sequence[Tensor]) -> Tensor:
-        """Return what `fitness` would have, from that of its parts in their order."""
-        del population
-        return torch.cat(list(results))
-
-    def _plan_of(self, population: PerturbedPopulation) -> Plan:
-        """Return the plan of a whole population, which is that of any generation."""
-        kind, names = population.noise, tuple(population.params)
-        key = (len(population), population.antithetic, kind, names, torch.get_num_threads())
-        if key not in self._plans:
-            self._plans[key] = self.plan(population)
-        return self._plans[key]
-
-    def plan(self, population: PerturbedPopulation) -> Plan:
+    def plan(self, population: Population) -> Plan:
         """Return how a population would be evaluated.
 
         Raises:
             ArgumentError: (a ``ValueError``) the memory does not suffice for any plan.
         """
-        return plan_evaluation(
-            self._model.eval(),
-            population.with_buffers(self._statistics(population, 0)),
-            self._images(population, 0)[0],
-            in_dims=(0, None) if self._group is None else (0, 0),
-            dtype=self._dtype,
-            memory=self._memory,
-        )
+        held = self._with_statistics(population, 0)
+        x, _, in_dims = self._images(held, 0, None)
+        options: dict[str, Any] = {"dtype": self._dtype, "memory": self._memory}
+        return plan_evaluation(self._model.eval(), held, x, in_dims, **options)
 
-    def _images(self, population: PerturbedPopulation, generation: int) -> tuple[Tensor, Tensor]:
-        """Return the generation's images and labels, as `evaluate` takes them."""
-        train, members, group = self._dataset.train, population.members, self._group
-        if group is None:
-            chosen = BatchOrder(len(train), self._batch, self._seed).order(generation)
-            images = self._moved(train.images(chosen), generation, slice(None), self._batch)
-            return images, train.labels[chosen]
-        if members.start % group or members.stop % group or population.size % group:
-            raise ArgumentError(
-                "population",
-                f"groups of {group} members, which see the same images",
-                f"members {members.start} to {members.stop - 1} of {population.size}",
-            )
-        # A part of a population sees the images that it would see in the whole.
-        count = population.size // group * self._batch
-        whole = BatchOrder(len(train), count, self._seed).order(generation)
-        first, last = (at // group * self._batch for at in (members.start, members.stop))
-        chosen = whole[first:last].view(-1, self._batch).repeat_interleave(group, 0)
-        # Bytes are looked up once an image, and become decimals once.
-        part = slice(first, last)
-        images = self._moved(train.images(whole[part]), generation, part, count)
-        x = images.view(-1, self._batch, *images.shape[1:]).repeat_interleave(group, 0)
-        return x, train.labels[chosen]
+    @torch.no_grad()
+    def _evaluated(
+        self,
+        population: Population,
+        generation: int,
+        part: slice | None,
+        planned: Plan | None,
+    ) -> Evaluation:
+        """Return the evaluation of a part, or of the whole."""
+        held = self._with_statistics(population, generation)
+        if part is not None and isinstance(held, CountedPopulation):
+            held = held[part]
+        elif part is not None:
+            held = replace(cast(PerturbedActivations, held), first=part.start)
+        x, y, in_dims = self._images(held, generation, part)
+        options: dict[str, Any] = {
+            "dtype": self._dtype,
+            "memory": self._memory,
+            "planned": planned,
+        }
+        return evaluate(self._model.eval(), held, x, y, self._fitness, in_dims, **options)
 
-    def _moved(self, images: Tensor, generation: int, part: slice, count: int) -> Tensor:
-        """Return images of a generation, which has `count`, moved by their shifts."""
-        offsets = self._shifts.offsets(generation, count)[part]
-        return self._shifts.moved(images, offsets, self._dataset.train.background)
+    def _images(
+        self, population: Population, generation: int, part: slice | None
+    ) -> tuple[Tensor, Tensor, InDims]:
+        """Return the generation's images and labels, and how members share them."""
+        if not isinstance(population, CountedPopulation):
+            return *self._batches.of_all(generation, part or slice(None)), (0, None)
+        if self._batches.group is None:
+            return *self._batches.of_all(generation), (0, None)
+        return *self._batches.of_members(population, generation), (0, 0)
 
-    def _statistics(self, population: PerturbedPopulation, generation: int) -> dict[str, Tensor]:
+    def _plan_of(self, population: Population) -> Plan:
+        """Return the plan of a whole population, which is that of any generation."""
+        key = (population.likeness, torch.get_num_threads())
+        if key not in self._plans:
+            self._plans[key] = self.plan(population)
+        return self._plans[key]
+
+    def _with_statistics(self, population: Population, generation: int) -> Population:
+        """Return the population with what BatchNorm layers compute with in this generation."""
         if self._fixed is not None:
-            return self._fixed
+            return population.with_buffers(self._fixed)
+        if population.centre is None:
+            needed = '"fixed" for members that share no centre'
+            raise ArgumentError("statistics", needed, '"renewed"')
         train = self._dataset.train
         # Their number does not depend on the population's: a few images tell little.
         reference = BatchOrder(len(train), _REFERENCE_IMAGES, self._seed).order(generation)
-        return reference_statistics(self._model, population.params, train.images(reference))
-
-    def images(self, population: PerturbedPopulation) -> int:
-        """Return the model-images of one evaluation: members x images of each."""
-        return len(population) * self._batch
+        images = train.images(reference)
+        return population.with_buffers(reference_statistics(self._model, population.centre, images))
 
     def measure(self, params: Mapping[str, Tensor]) -> dict[str, float]:
         """Return ``test_accuracy`` (0 to 1) and ``test_loss`` (cross-entropy, nats)."""
@@ -244,11 +240,48 @@ def measure_split(
         buffers: its buffers by name.
         split: the images and labels.
     """
-    model.eval()
     right, loss = 0, 0.0
-    for part in torch.split(torch.arange(len(split)), _IMAGES_PER_TILE):
-        logits = functional_call(model, (dict(params), dict(buffers)), (split.images(part),))
-        labels = split.labels[part]
+    for labels, logits in _logits(model, params, buffers, split):
         right += int((logits.argmax(1) == labels).sum())
         loss += F.cross_entropy(logits, labels, reduction="sum").item()
     return right / len(split), loss / len(split)
+
+
+@torch.no_grad()
+def predict_split(
+    model: nn.Module,
+    params: Mapping[str, Tensor],
+    buffers: Mapping[str, Tensor],
+    split: Split,
+) -> tuple[Int64[Tensor, " n"], Float32[Tensor, " n"]]:
+    """Return the class that is said of each image, and how probable it is held to be, 0 to 1.
+
+    Args:
+        model: the architecture; evaluated in eval mode.
+        params: its parameters by name.
+        buffers: its buffers by name.
+        split: the images.
+
+    Example:
+        >>> pixels = torch.tensor([[[0, 255]], [[255, 0]]], dtype=torch.uint8)
+        >>> split = Split(pixels, torch.tensor([1, 1]), mean=0.5, std=0.1)
+        >>> brighter = nn.Flatten()
+        >>> predict_split(brighter, {}, {}, split)
+        (tensor([1, 0]), tensor([1.0000, 1.0000]))
+    """
+    classes, confidences = [], []
+    for _, logits in _logits(model, params, buffers, split):
+        confidence, said = logits.float().softmax(1).max(1)
+        classes.append(said)
+        confidences.append(confidence)
+    return torch.cat(classes), torch.cat(confidences)
+
+
+def _logits(
+    model: nn.Module, params: Mapping[str, Tensor], buffers: Mapping[str, Tensor], split: Split
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield labels and logits of some images at a time."""
+    model.eval()
+    for part in torch.split(torch.arange(len(split)), _IMAGES_PER_TILE):
+        state = (dict(params), dict(buffers))
+        yield split.labels[part], functional_call(model, state, (split.images(part),))

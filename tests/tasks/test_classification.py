@@ -3,37 +3,21 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from small_nets import make, resnet, trusted
+from digits import DIGITS, make_model, trusted, with_statistics_of
 from torch import nn
 
 from tinkering.data import BatchOrder, Shifts, load
 from tinkering.engines import planning as plan
+from tinkering.engines.evaluation import merged
 from tinkering.errors import TinkeringError
-from tinkering.models import BasicBlock, SimpleResNet
 from tinkering.population import PerturbedPopulation
+from tinkering.strategies.genetic_algorithm import GeneticAlgorithm
 from tinkering.tasks import classification
 from tinkering.tasks.classification import Classification, measure_split
-
-DIGITS = load("mnist5k").subset(train=60, test=40)
-
-
-def make_model(seed=0):
-    torch.manual_seed(seed)
-    return SimpleResNet(BasicBlock, [1, 1, 1, 1], width=2)
 
 
 def params_of(model):
     return {name: p.detach().clone() for name, p in model.named_parameters()}
-
-
-def with_statistics_of(model, images):
-    """The module after one pass over images in train mode; its statistics are theirs."""
-    for layer in model.modules():
-        if isinstance(layer, nn.BatchNorm2d):
-            layer.momentum = 1.0
-    with torch.no_grad():
-        model.train()(images)
-    return model.eval()
 
 
 def label_of(logits, labels):  # noqa: ARG001
@@ -46,7 +30,7 @@ class TestFitness:
         model, centre = make_model(), make_model(1)
         task = Classification(model, DIGITS, seed=4, statistics=statistics, shift=shift)
         population = PerturbedPopulation(centre, size=10, sigma=0.1)
-        result = task.fitness(population, generation=3)
+        result = task.evaluate(population, generation=3).fitness
         chosen = BatchOrder(60, 5, seed=4).order(3)
         images, labels = DIGITS.train.images(chosen), DIGITS.train.labels[chosen]
         shifts = Shifts(shift, seed=4)
@@ -71,9 +55,9 @@ class TestFitness:
         model = make_model()
         task = Classification(model, DIGITS, shift=3, group=group, batch=2)
         population = PerturbedPopulation(model, size=12, sigma=0.1)
-        whole, part = (task.fitness(p, 1) for p in (population, population[4:8]))
+        whole, part = (task.evaluate(p, 1).fitness for p in (population, population[4:8]))
         torch.testing.assert_close(part, whole[4:8], rtol=1e-4, atol=1e-4)
-        still = Classification(model, DIGITS, group=group, batch=2).fitness(population, 1)
+        still = Classification(model, DIGITS, group=group, batch=2).evaluate(population, 1).fitness
         assert not torch.allclose(whole, still, rtol=0.01)
 
     def test_the_plan_is_that_of_the_evaluation_within_the_memory(self):
@@ -85,12 +69,12 @@ class TestFitness:
         with pytest.raises(TinkeringError, match=r"memory: needed at least [0-9,]+ bytes"):
             Classification(model, DIGITS, memory=1000).plan(population)
         with pytest.raises(TinkeringError, match=r"memory: needed at least [0-9,]+ bytes"):
-            Classification(model, DIGITS, memory=1000).fitness(population, 0)
+            Classification(model, DIGITS, memory=1000).evaluate(population, 0)
 
     def test_both_members_of_a_pair_see_the_same_image(self):
         model = make_model()
         centre = PerturbedPopulation(model, size=20, sigma=0.0)
-        fitness = Classification(model, DIGITS).fitness(centre, generation=0)
+        fitness = Classification(model, DIGITS).evaluate(centre, generation=0).fitness
         torch.testing.assert_close(fitness[0::2], fitness[1::2], rtol=1e-5, atol=1e-5)
         assert fitness[0::2].unique().numel() == 10
 
@@ -100,10 +84,10 @@ class TestFitness:
 
         def labels(seed, generation, members=population):
             task = Classification(model, DIGITS, seed=seed, fitness=label_of)
-            return task.fitness(members, generation).tolist()
+            return task.evaluate(members, generation).fitness.tolist()
 
         task = Classification(model, DIGITS, seed=1, fitness=label_of)
-        out_of_order = [task.fitness(population, g).tolist() for g in (2, 0, 2)]
+        out_of_order = [task.evaluate(population, g).fitness.tolist() for g in (2, 0, 2)]
         assert out_of_order == [labels(1, 2), labels(1, 0), labels(1, 2)]
         assert labels(1, 2, PerturbedPopulation(make_model(5), 20, 0.3)) == labels(1, 2)
         others = [labels(1, 0), labels(1, 1), labels(2, 0), labels(2, 1)]
@@ -122,7 +106,7 @@ class TestFitness:
         task = Classification(model, dataset, fitness=remember)
         population = PerturbedPopulation(model, size=24, sigma=0.1)
         for generation in range(5):
-            task.fitness(population, generation)
+            task.evaluate(population, generation)
         assert sorted(seen) == sorted(dataset.train.labels.tolist())
 
     def test_is_the_same_twice_and_whatever_the_modules_own_state(self):
@@ -130,12 +114,12 @@ class TestFitness:
         params = params_of(model)
         task = Classification(model, DIGITS)
         population = PerturbedPopulation(params, size=8, sigma=0.1)
-        first = task.fitness(population, 0)
+        first = task.evaluate(population, 0).fitness
         with torch.no_grad():
             for tensor in model.state_dict().values():
                 tensor.add_(1)
         model.train()
-        assert torch.equal(task.fitness(population, 0), first)
+        assert torch.equal(task.evaluate(population, 0).fitness, first)
 
     def test_takes_one_image_a_member(self):
         model = make_model()
@@ -148,21 +132,21 @@ class TestFitness:
             return torch.zeros(len(logits))
 
         task = Classification(model, DIGITS, fitness=count)
-        task.fitness(population, 0)
-        assert task.images(population) == 6 == sum(counted)
+        task.evaluate(population, 0)
+        assert task.evaluate(population, 1).evaluations == 6 == sum(counted) / 2
 
     def test_one_pair_is_enough(self):
         model = make_model()
         population = PerturbedPopulation(model, size=2, sigma=0.0)
-        fitness = Classification(model, DIGITS).fitness(population, 0)
+        fitness = Classification(model, DIGITS).evaluate(population, 0).fitness
         assert fitness[0] == fitness[1] < 0
 
     def test_a_few_members_are_normalised_as_many_are(self):
         """What a member is worth does not depend on how many others there are."""
         model = make_model()
         few, many = (PerturbedPopulation(model, size=n, sigma=0.1) for n in (4, 60))
-        first = Classification(model, DIGITS).fitness(few, 0)
-        assert torch.allclose(first, Classification(model, DIGITS).fitness(many, 0)[:4], rtol=1e-3)
+        first, among = (Classification(model, DIGITS).evaluate(p, 0).fitness for p in (few, many))
+        assert torch.allclose(first, among[:4], rtol=1e-3)
 
     @pytest.mark.parametrize("group", [1, 3, 6])
     @pytest.mark.parametrize("batch", [1, 4])
@@ -177,23 +161,23 @@ class TestFitness:
 
         task = Classification(model, DIGITS, fitness=remember, group=group, batch=batch)
         population = PerturbedPopulation(model, size=12, sigma=0.0, antithetic=False)
-        task.fitness(population, 2)
+        counted = task.evaluate(population, 2).evaluations
         logits, labels = (torch.cat(parts) for parts in zip(*seen, strict=True))
         order = BatchOrder(60, 12 // group * batch).order(2)
         expected = DIGITS.train.labels[order].view(-1, batch).repeat_interleave(group, 0)
         assert torch.equal(labels, expected)
         first = logits.view(-1, group, *logits.shape[1:])
         torch.testing.assert_close(first, first[:, :1].expand_as(first), rtol=1e-4, atol=1e-4)
-        assert task.images(population) == 12 * batch
+        assert counted == 12 * batch
 
     def test_one_batch_for_all(self):
         model = make_model()
         population = PerturbedPopulation(make_model(1), size=6, sigma=0.1)
         task = Classification(model, DIGITS, group=None, batch=7)
         as_a_group = Classification(model, DIGITS, group=6, batch=7)
-        result = task.fitness(population, 2)
-        torch.testing.assert_close(result, as_a_group.fitness(population, 2), rtol=1e-4, atol=1e-4)
-        parts = torch.cat([task.fitness(population[:1], 2), task.fitness(population[1:], 2)])
+        result, grouped = (t.evaluate(population, 2).fitness for t in (task, as_a_group))
+        torch.testing.assert_close(result, grouped, rtol=1e-4, atol=1e-4)
+        parts = torch.cat([task.evaluate(p, 2).fitness for p in (population[:1], population[1:])])
         torch.testing.assert_close(parts, result, rtol=1e-4, atol=1e-4)
 
     @pytest.mark.parametrize(("size", "group", "part"), [(6, 4, 6), (6, 2, 5), (9, 3, 4)])
@@ -201,7 +185,7 @@ class TestFitness:
         model = make_model()
         population = PerturbedPopulation(model, size=size, sigma=0.1, antithetic=False)
         with pytest.raises(ValueError, match="groups") as caught:
-            Classification(model, DIGITS, group=group).fitness(population[:part], 0)
+            Classification(model, DIGITS, group=group).evaluate(population[:part], 0)
         assert isinstance(caught.value, TinkeringError)
         assert str(caught.value) == (
             f"population: needed groups of {group} members, which see the same images, "
@@ -225,15 +209,58 @@ class TestFitness:
         model = make_model()
         population = PerturbedPopulation(model, size=12, sigma=0.1)
         task = Classification(model, DIGITS)
-        whole = task.fitness(population, 3)
-        parts = torch.cat([task.fitness(population[a:b], 3) for a, b in ((0, 2), (2, 8), (8, 12))])
+        whole = task.evaluate(population, 3).fitness
+        ends = ((0, 2), (2, 8), (8, 12))
+        parts = torch.cat([task.evaluate(population[a:b], 3).fitness for a, b in ends])
         torch.testing.assert_close(parts, whole, rtol=1e-4, atol=1e-4)
 
     def test_half_a_pair_at_each_end_is_refused(self):
         model = make_model()
         population = PerturbedPopulation(model, size=6, sigma=0.1)
         with pytest.raises(ValueError, match="needed groups of 2"):
-            Classification(model, DIGITS).fitness(population[1:5], 0)
+            Classification(model, DIGITS).evaluate(population[1:5], 0)
+
+
+class TestChains:
+    """Members of a genetic algorithm, which have no centre."""
+
+    MODEL = make_model()
+    STRATEGY = GeneticAlgorithm(population=7, sigma=0.1, parents=2)
+
+    def population(self, generations=2):
+        state = self.STRATEGY.init(params_of(self.MODEL))
+        for _ in range(generations):
+            state = self.STRATEGY.tell(state, torch.arange(7.0))
+        return self.STRATEGY.ask(state)
+
+    def test_equals_a_loop_over_members(self):
+        task = Classification(self.MODEL, DIGITS, seed=4, group=None, batch=5)
+        evaluation = task.evaluate(self.population(), 3)
+        chosen = BatchOrder(60, 5, seed=4).order(3)
+        images, labels = DIGITS.train.images(chosen), DIGITS.train.labels[chosen]
+        plain = with_statistics_of(make_model(), DIGITS.train.images())
+        for i in range(7):
+            module = self.population().materialise(i, plain)
+            with torch.no_grad():
+                expected = -F.cross_entropy(module(images), labels)
+            torch.testing.assert_close(evaluation.fitness[i], expected, rtol=1e-3, atol=1e-3)
+        assert evaluation.fitness.unique().numel() == 7
+        assert evaluation.evaluations == 7 * 5
+
+    def test_parts_come_to_the_bits_of_the_whole(self):
+        task = Classification(self.MODEL, DIGITS, group=None, batch=5)
+        parts = task.parts(self.population(), 100)
+        assert len(parts) > 1
+        backwards = [task.part(self.population(), 1, part) for part in reversed(parts)]
+        whole = task.evaluate(self.population(), 1)
+        assert torch.equal(merged(backwards[::-1]).fitness, whole.fitness)
+
+    def test_statistics_cannot_be_renewed_for_them(self):
+        task = Classification(self.MODEL, DIGITS, statistics="renewed", group=None)
+        with pytest.raises(TinkeringError) as caught:
+            task.evaluate(self.population(), 0)
+        needed = '"fixed" for members that share no centre'
+        assert str(caught.value) == f'statistics: needed {needed}, got "renewed".'
 
 
 class TestMeasure:
@@ -272,7 +299,7 @@ class TestMeasure:
         task = Classification(model, DIGITS)
         params = params_of(make_model(1))
         before = task.measure(params)
-        task.fitness(PerturbedPopulation(model, size=8, sigma=0.5), 0)
+        task.evaluate(PerturbedPopulation(model, size=8, sigma=0.5), 0)
         assert task.measure(params) == before
 
     def test_held_out_images_do_not_move_the_statistics(self):
@@ -296,9 +323,8 @@ class TestMeasure:
         assert loss == pytest.approx(50 * (1 - threes / 600), rel=1e-5)
 
     def test_the_given_state_counts(self):
-        model, other = make(resnet), make(resnet, seed=1)
+        model, other = make_model(), with_statistics_of(make_model(1), DIGITS.train.images())
         split = load("mnist5k").subset(test=20).test
-        split = type(split)(split.pixels, split.labels % 5, split.mean, split.std)
         buffers = dict(other.named_buffers())
         accuracy, loss = measure_split(model, params_of(other), buffers, split)
         expected = self.eager(other, split)
@@ -347,11 +373,11 @@ class TestParts:
         torch.set_num_threads(1)
         task = Classification(self.MODEL, DIGITS, group=group, memory=memory)
         population = PerturbedPopulation(self.MODEL, 256, 0.1)
-        whole = task.fitness(population, 0)
+        whole = task.evaluate(population, 0).fitness
         parts = task.parts(population, 4)
         assert len(parts) == 4
         results = [task.part(population, 0, part) for part in parts]
-        assert torch.equal(task.merged(population, results), whole)
+        assert torch.equal(merged(results).fitness, whole)
 
     @pytest.mark.parametrize("threads", [1, 2])
     @pytest.mark.parametrize(("group", "batch"), [(2, 1), (3, 1), (6, 3), (None, 5)], ids=str)
@@ -361,8 +387,8 @@ class TestParts:
         task = Classification(self.MODEL, DIGITS, group=group, batch=batch, shift=1, dtype=dtype)
         # A member more than whole tiles have: it is evaluated alone, in another way.
         population = PerturbedPopulation(self.MODEL, 30 if group else 13, 0.1, antithetic=False)
-        whole = task.fitness(population, 3)
+        whole = task.evaluate(population, 3).fitness
         for count in (2, 100):
             parts = task.parts(population, count)
             results = [task.part(population, 3, part) for part in reversed(parts)]
-            assert torch.equal(task.merged(population, results[::-1]), whole)
+            assert torch.equal(merged(results[::-1]).fitness, whole)

@@ -1,4 +1,4 @@
-"""Members whose results are perturbed, against plain loops with hooks, and against autograd."""
+"""Members whose activations are perturbed, against plain loops with hooks, and against autograd."""
 
 import copy
 from dataclasses import dataclass
@@ -24,9 +24,9 @@ from small_nets import (
 )
 from torch import nn
 
-from tinkering.engines import activation_plan as output_plan
-from tinkering.engines.activations import evaluate_outputs, plan_outputs
+from tinkering.engines import activation_plan
 from tinkering.errors import ArgumentError, UnsupportedLayerError
+from tinkering.evaluation.entry import evaluate, plan_evaluation
 from tinkering.evaluation.fitness import accuracy
 from tinkering.models import BasicBlock, SimpleResNet
 from tinkering.noise import Stream
@@ -43,11 +43,11 @@ def labels_for(x):
     return torch.arange(len(x)) % 5
 
 
-def scores_of(model, x, *, names=None, y=None, fitness=None, dtype=torch.float32, **changes):
+def evaluation_of(model, x, *, names=None, y=None, fitness=None, dtype=torch.float32, **changes):
     population = perturbed(model, x, names, **changes)
     given = {} if fitness is None else {"fitness": fitness}
     y = labels_for(x) if y is None else y
-    return evaluate_outputs(model, population, x, y, **given, dtype=dtype)
+    return evaluate(model, population, x, y, **given, dtype=dtype)
 
 
 def relative(result, expected):
@@ -108,9 +108,9 @@ class Loop:
         _, channels, height, width = like.shape
         return signs.view(1, height, width, channels).permute(0, 3, 1, 2)
 
-    def scores(self, x, y):
-        fitness = torch.zeros(len(self.points), len(x), self.members)
-        ascent = {name: torch.zeros_like(p) for name, p in self.model.named_parameters()}
+    def evaluate(self, x, y):
+        fitness = torch.zeros(len(x), len(self.points), self.members)
+        estimate = {name: torch.zeros_like(p) for name, p in self.model.named_parameters()}
         for at, point in enumerate(self.points):
             for i in range(len(x)):
                 image = x[i : i + 1]
@@ -125,17 +125,17 @@ class Loop:
                     noise.append(torch.where(open_, signs, 0.0))
                     moved = value + amount * noise[-1]
                     logits, _ = self.run(image, point, lambda _, moved=moved: moved)
-                    fitness[at, i, member] = -F.cross_entropy(logits, y[i : i + 1])
+                    fitness[i, at, member] = -F.cross_entropy(logits, y[i : i + 1])
                 change = torch.zeros_like(value)
                 for member in range(self.members):
-                    others = [fitness[at, i, o] for o in range(self.members) if o != member]
-                    advantage = fitness[at, i, member] - sum(others) / len(others)
+                    others = [fitness[i, at, o] for o in range(self.members) if o != member]
+                    advantage = fitness[i, at, member] - sum(others) / len(others)
                     change += advantage * noise[member] / (self.members * amount)
                 for layer, norm in point.layers:
-                    self.add(ascent, layer, norm, image, change / len(x))
-        return fitness.flatten(), ascent
+                    self.add(estimate, layer, norm, image, change / len(x))
+        return fitness.flatten(), estimate
 
-    def add(self, ascent, layer, norm, image, change):
+    def add(self, estimate, layer, norm, image, change):
         """What a change of a layer's result says about its weights, as plain sums."""
         module = self.model.get_submodule(layer)
         given = []
@@ -145,13 +145,13 @@ class Loop:
         (x,) = given
         if norm is not None:
             behind = self.model.get_submodule(norm)
-            ascent[f"{norm}.bias"] += change.sum((0, 2, 3))
+            estimate[f"{norm}.bias"] += change.sum((0, 2, 3))
             scale = behind.weight / (behind.running_var + behind.eps).sqrt()
             change = change * scale.view(1, -1, 1, 1)
         if module.bias is not None:
-            ascent[f"{layer}.bias"] += change.sum([0, *range(2, change.dim())])
+            estimate[f"{layer}.bias"] += change.sum([0, *range(2, change.dim())])
         if isinstance(module, nn.Linear):
-            ascent[f"{layer}.weight"] += torch.outer(change[0], x[0])
+            estimate[f"{layer}.weight"] += torch.outer(change[0], x[0])
             return
         (pad, _), (stride, _), (kernel, _) = module.padding, module.stride, module.kernel_size
         x = F.pad(x, [pad] * 4)
@@ -160,7 +160,7 @@ class Loop:
             for column in range(kernel):
                 tap = x[:, :, row : row + height : stride, column : column + width : stride]
                 products = change.unsqueeze(2) * tap.unsqueeze(1)
-                ascent[f"{layer}.weight"][:, :, row, column] += products.sum((0, 3, 4))
+                estimate[f"{layer}.weight"][:, :, row, column] += products.sum((0, 3, 4))
 
 
 def sequential():
@@ -211,30 +211,30 @@ class TestAgainstALoop:
         ids=["sequential", "resnet"],
     )
     @torch.no_grad()
-    def test_fitness_and_ascent(self, build, points, images, members):
+    def test_fitness_and_estimate(self, build, points, images, members):
         model, x = make(build, seed=2), torch.randn(images, 1, 8, 8)
         model.get_submodule(points[-1].module).weight.mul_(20)  # so that all noise matters
-        result = scores_of(model, x, members=members, sigma=0.5, seed=5, generation=7)
+        result = evaluation_of(model, x, samples=members, sigma=0.5, seed=5, generation=7)
         loop = Loop(model, points, members, 0.5, Stream(5, 7))
-        fitness, ascent = loop.scores(x, labels_for(x))
+        fitness, estimate = loop.evaluate(x, labels_for(x))
         assert result.fitness.shape == (len(points) * images * members,)
         torch.testing.assert_close(result.fitness, fitness, rtol=1e-4, atol=1e-5)
-        each = fitness.view(len(points), images, members)
+        each = fitness.view(images, len(points), members)
         assert (each.amax(2) - each.amin(2)).max() > 0.1  # the noise matters
-        assert result.ascent.keys() == held_parameters(model, x)
-        for name, value in result.ascent.items():
+        assert result.gradient.keys() == held_parameters(model, x)
+        for name, value in result.gradient.items():
             assert value.abs().max() > 0
-            assert relative(value, ascent[name]) <= 3e-4, name  # differences of near numbers
+            assert relative(value, estimate[name]) <= 3e-4, name  # differences of near numbers
 
     @torch.no_grad()
     def test_where_a_rectifier_is_shut_nothing_is_known(self):
         model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 5)).eval()
         model[0].weight[1:3] = 0
         model[0].bias.copy_(torch.tensor([0.3, -1.0, 0.0, 0.2]))
-        ascent = scores_of(model, torch.randn(6, 3), members=16).ascent
-        assert torch.equal(ascent["0.bias"][1:3], torch.zeros(2))
-        assert torch.equal(ascent["0.weight"][1:3], torch.zeros(2, 3))
-        assert (ascent["0.bias"][[0, 3]] != 0).all()
+        estimate = evaluation_of(model, torch.randn(6, 3), samples=16).gradient
+        assert torch.equal(estimate["0.bias"][1:3], torch.zeros(2))
+        assert torch.equal(estimate["0.weight"][1:3], torch.zeros(2, 3))
+        assert (estimate["0.bias"][[0, 3]] != 0).all()
 
 
 def features_of_tokens():
@@ -369,7 +369,7 @@ CONVERGE = {
 """Networks, and how many members they take: more, the more numbers a layer makes."""
 
 
-def ascent_and_gradient(build, members, model=None, x=None, sigma=0.01):
+def estimate_and_gradient(build, members, model=None, x=None, sigma=0.01):
     model = cached(build) if model is None else model
     model.zero_grad()
     for p in model.parameters():
@@ -382,35 +382,37 @@ def ascent_and_gradient(build, members, model=None, x=None, sigma=0.01):
 
     F.cross_entropy(model(x).flatten(1), y).neg().backward()
     gradient = {name: p.grad for name, p in model.named_parameters()}
-    scores = scores_of(model, x, members=members, sigma=sigma, fitness=fitness, y=y)
-    return scores.ascent, gradient
+    scores = evaluation_of(model, x, samples=members, sigma=sigma, fitness=fitness, y=y)
+    return scores.gradient, gradient
 
 
 class TestAgainstAutograd:
     @pytest.mark.parametrize("build", CONVERGE, ids=lambda build: build.__name__)
-    def test_with_many_members_the_ascent_is_the_gradient(self, build):
-        ascent, gradient = ascent_and_gradient(build, CONVERGE[build])
-        assert len(ascent) >= 2
+    def test_with_many_members_the_estimate_is_the_gradient(self, build):
+        estimate, gradient = estimate_and_gradient(build, CONVERGE[build])
+        assert len(estimate) >= 2
         moving = {name for name, value in gradient.items() if value is not None}
-        moving = {name for name in ascent if name in moving and gradient[name].norm() > 1e-6}
+        moving = {name for name in estimate if name in moving and gradient[name].norm() > 1e-6}
         assert len(moving) >= 2
         for name in moving:
-            assert cosine(ascent[name], gradient[name]) > 0.95, name
-        one, other = (torch.cat([g[n].flatten() for n in moving]) for g in (ascent, gradient))
+            assert cosine(estimate[name], gradient[name]) > 0.95, name
+        one, other = (torch.cat([g[n].flatten() for n in moving]) for g in (estimate, gradient))
         assert 0.9 < one.norm() / other.norm() < 1.1
 
     @pytest.mark.parametrize("build", [log_probabilities, one_pixel])
     def test_four_times_the_members_halve_the_error(self, build):
         model, x = cached(build), inputs_for(build, 3)
-        _, gradient = ascent_and_gradient(build, 2, model=model, x=x)
+        _, gradient = estimate_and_gradient(build, 2, model=model, x=x)
 
         def error(members):
             squares = []
             for generation in range(10):
-                ascent = scores_of(
-                    model, x, members=members, sigma=0.01, generation=generation
-                ).ascent
-                squares += [sum((ascent[n] - gradient[n]).square().sum().item() for n in ascent)]
+                estimate = evaluation_of(
+                    model, x, samples=members, sigma=0.01, generation=generation
+                ).gradient
+                squares += [
+                    sum((estimate[n] - gradient[n]).square().sum().item() for n in estimate)
+                ]
             return (sum(squares) / len(squares)) ** 0.5
 
         few, more, many = (error(members) for members in (16, 64, 256))
@@ -438,13 +440,13 @@ class TestTiles:
     def test_they_change_nothing(self, build, fitting, threads, monkeypatch, set_threads):
         model = cached(build)
         x = inputs_for(build, 5)
-        whole = scores_of(model, x, members=3, sigma=0.2)
-        monkeypatch.setattr(output_plan, "images_in_cache", lambda *_: fitting)
+        whole = evaluation_of(model, x, samples=3, sigma=0.2)
+        monkeypatch.setattr(activation_plan, "images_in_cache", lambda *_: fitting)
         set_threads(threads)
-        parts = scores_of(model, x, members=3, sigma=0.2)
+        parts = evaluation_of(model, x, samples=3, sigma=0.2)
         torch.testing.assert_close(parts.fitness, whole.fitness, rtol=1e-4, atol=1e-4)
-        for name, value in whole.ascent.items():
-            assert relative(parts.ascent[name], value) <= 1e-4, name
+        for name, value in whole.gradient.items():
+            assert relative(parts.gradient[name], value) <= 1e-4, name
         assert parts.forwards == whole.forwards
 
     def test_nor_where_some_fitness_is_not_finite(self, monkeypatch):
@@ -454,13 +456,13 @@ class TestTiles:
             worth = logits[:, 0, 0] * (1 + labels[:, 0])
             return torch.where(worth > worth.new_tensor(0.1), torch.nan, worth)
 
-        whole = scores_of(model, x, members=6, fitness=fitness)
+        whole = evaluation_of(model, x, samples=6, fitness=fitness)
         assert 0 < whole.fitness.isnan().sum() < len(whole.fitness)
-        monkeypatch.setattr(output_plan, "images_in_cache", lambda *_: 1)
-        parts = scores_of(model, x, members=6, fitness=fitness)
-        for name, value in whole.ascent.items():
+        monkeypatch.setattr(activation_plan, "images_in_cache", lambda *_: 1)
+        parts = evaluation_of(model, x, samples=6, fitness=fitness)
+        for name, value in whole.gradient.items():
             assert torch.isfinite(value).all()
-            assert relative(parts.ascent[name], value) <= 1e-4, name
+            assert relative(parts.gradient[name], value) <= 1e-4, name
 
     def test_how_many_images_a_tile_has(self, monkeypatch, set_threads):
         set_threads(1)  # tiles in their order
@@ -471,8 +473,8 @@ class TestTiles:
             seen.append(len(labels))
             return logits.sum((1, 2))
 
-        monkeypatch.setattr(output_plan, "images_in_cache", lambda *_: 8)
-        scores_of(cached(perceptron), inputs_for(perceptron, 5), members=3, fitness=fitness)
+        monkeypatch.setattr(activation_plan, "images_in_cache", lambda *_: 8)
+        evaluation_of(cached(perceptron), inputs_for(perceptron, 5), samples=3, fitness=fitness)
         assert seen == [6, 6, 6, 6, 3, 3]  # two images' members, at two layers
 
 
@@ -489,7 +491,7 @@ class TestReadings:
 
         torch.manual_seed(1)
         model, x = cached(perceptron), inputs_for(perceptron, 6)
-        scores = scores_of(model, x, members=members, sigma=0.5, fitness=fitness, **changes)
+        scores = evaluation_of(model, x, samples=members, sigma=0.5, fitness=fitness, **changes)
         logits = torch.cat(seen)
         return logits.view(-1, members, *logits.shape[1:]), scores
 
@@ -513,7 +515,7 @@ class TestReadings:
     def test_portions_and_threads_change_nothing(self, monkeypatch, set_threads):
         set_threads(1)
         _, whole = self.read(blur=1.0, readings=5)
-        monkeypatch.setattr(output_plan, "images_in_cache", lambda *_: 4)
+        monkeypatch.setattr(activation_plan, "images_in_cache", lambda *_: 4)
         set_threads(2)
         _, parts = self.read(blur=1.0, readings=5)
         torch.testing.assert_close(parts.fitness, whole.fitness, rtol=1e-4, atol=1e-4)
@@ -529,17 +531,19 @@ class TestReadings:
         logits = model(x)
         ahead = logits.gather(1, y[:, None]) - logits.gather(1, 1 - y[:, None])
         torch.special.ndtr(ahead / (0.7 * 2**0.5)).mean().backward()
-        changes = {"members": 400, "sigma": 0.1, "blur": 0.7, "readings": 400}
-        scores = scores_of(model, x, y=y, fitness=accuracy, **changes)
+        changes = {"samples": 400, "sigma": 0.1, "blur": 0.7, "readings": 400}
+        scores = evaluation_of(model, x, y=y, fitness=accuracy, **changes)
         gradient = torch.cat([p.grad.flatten() for p in model.parameters()])
-        ascent = torch.cat([scores.ascent[n].flatten() for n, _ in model.named_parameters()])
-        assert cosine(ascent, gradient) > 0.95
-        assert 0.85 < ascent.norm() / gradient.norm() < 1.15
+        estimate = torch.cat([scores.gradient[n].flatten() for n, _ in model.named_parameters()])
+        assert cosine(estimate, gradient) > 0.95
+        assert 0.85 < estimate.norm() / gradient.norm() < 1.15
 
     def test_they_count_for_memory(self):
         model, x = cached(perceptron), inputs_for(perceptron, 6)
         needed = [
-            plan_outputs(model, perturbed(model, x, None, blur=blur, readings=readings), x).needed
+            plan_evaluation(
+                model, perturbed(model, x, None, blur=blur, readings=readings), x
+            ).needed
             for blur, readings in ((1.0, 1), (1.0, 10_000), (0.0, 10_000))
         ]
         assert needed[1] > needed[0] + 10_000 * 8 * 5 * 4  # members, classes, bytes
@@ -554,13 +558,13 @@ def cached(build):
 class TestPurity:
     def test_the_same_call_gives_the_same_bits_and_other_noise_others(self):
         model, x = cached(residual), inputs_for(residual, 3)
-        first, again = scores_of(model, x), scores_of(model, x)
+        first, again = evaluation_of(model, x), evaluation_of(model, x)
         assert torch.equal(first.fitness, again.fitness)
-        assert all(torch.equal(v, again.ascent[n]) for n, v in first.ascent.items())
+        assert all(torch.equal(v, again.gradient[n]) for n, v in first.gradient.items())
         for change in ({"generation": 1}, {"seed": 1}):
-            other = scores_of(model, x, **change)
+            other = evaluation_of(model, x, **change)
             assert not torch.equal(first.fitness, other.fitness)
-            assert all(not torch.equal(v, other.ascent[n]) for n, v in first.ascent.items())
+            assert all(not torch.equal(v, other.gradient[n]) for n, v in first.gradient.items())
 
     @pytest.mark.parametrize("build", [depthwise, InPlace], ids=["with norms", "in place"])
     def test_nothing_of_the_callers_changes(self, build):
@@ -569,7 +573,7 @@ class TestPurity:
         population = perturbed(model, x, None)
         params = {name: p.clone() for name, p in population.params.items()}
         drawn = torch.random.get_rng_state()
-        evaluate_outputs(model, population, x, labels_for(x))
+        evaluate(model, population, x, labels_for(x))
         assert torch.equal(drawn, torch.random.get_rng_state())
         assert torch.equal(x, images)
         assert all(torch.equal(p, population.params[name]) for name, p in params.items())
@@ -586,25 +590,24 @@ class TestPurity:
         still = {n: p for n, p in own.items() if n not in population.params}
         assert still
         merged.load_state_dict(still, strict=False)
-        given = evaluate_outputs(
-            model, population, x, labels_for(x), buffers=dict(other.named_buffers())
-        )
-        expected = evaluate_outputs(merged, population, x, labels_for(x))
+        population = population.with_buffers(dict(other.named_buffers()))
+        given = evaluate(model, population, x, labels_for(x))
+        expected = evaluate(merged, population, x, labels_for(x))
         assert torch.equal(given.fitness, expected.fitness)
-        assert all(torch.equal(v, expected.ascent[n]) for n, v in given.ascent.items())
+        assert all(torch.equal(v, expected.gradient[n]) for n, v in given.gradient.items())
 
     def test_parameters_in_double_precision(self):
         model, x = cached(perceptron), inputs_for(perceptron, 3)
         twice = copy.deepcopy(model).double()
-        result, expected = scores_of(twice, x.double()), scores_of(model, x)
-        for name, value in result.ascent.items():
+        result, expected = evaluation_of(twice, x.double()), evaluation_of(model, x)
+        for name, value in result.gradient.items():
             assert value.dtype == torch.float64
-            torch.testing.assert_close(value.float(), expected.ascent[name], rtol=1e-4, atol=1e-4)
+            torch.testing.assert_close(value.float(), expected.gradient[name], rtol=1e-4, atol=1e-4)
 
     def test_words_stay_words(self):
         model, x = tokens_of_words().eval(), torch.randint(11, (5, 6))
-        scores = scores_of(model, x, members=4)
-        assert scores.ascent.keys() == {"2.weight", "2.bias", "3.weight", "3.bias"}
+        scores = evaluation_of(model, x, samples=4)
+        assert scores.gradient.keys() == {"2.weight", "2.bias", "3.weight", "3.bias"}
         assert torch.isfinite(scores.fitness).all()
 
 
@@ -690,15 +693,15 @@ class TestInPlace:
         images = x.clone()
         names = held_parameters(twin, x)
         scores = [
-            scores_of(m, images, names=names, y=y, fitness=fitness, dtype=dtype, members=4)
+            evaluation_of(m, images, names=names, y=y, fitness=fitness, dtype=dtype, samples=4)
             for m in (model, twin)
         ]
         assert torch.equal(images, x)
         # Where one of the two rounds in between, the other may not.
         tolerance = 1e-4 if dtype == torch.float32 else 0.3
         assert relative(scores[0].fitness, scores[1].fitness) <= tolerance / 10
-        for key, value in scores[0].ascent.items():
-            assert relative(value, scores[1].ascent[key]) <= tolerance, key
+        for key, value in scores[0].gradient.items():
+            assert relative(value, scores[1].gradient[key]) <= tolerance, key
 
     @pytest.mark.parametrize("activation", [nn.ReLU6, nn.SiLU, nn.ReLU])
     def test_activations(self, activation):
@@ -716,10 +719,12 @@ class TestInPlace:
             )
 
         x = torch.randn(3, 1, 8, 8)
-        one, other = (scores_of(make(lambda i=i: build(i)), x, members=5) for i in (True, False))
+        one, other = (
+            evaluation_of(make(lambda i=i: build(i)), x, samples=5) for i in (True, False)
+        )
         torch.testing.assert_close(one.fitness, other.fitness)
-        for name, value in one.ascent.items():
-            assert relative(value, other.ascent[name]) <= 1e-4, name
+        for name, value in one.gradient.items():
+            assert relative(value, other.gradient[name]) <= 1e-4, name
 
 
 class TestBfloat16:
@@ -727,26 +732,26 @@ class TestBfloat16:
         model = SimpleResNet(BasicBlock, [1, 1, 1, 1], width=8).eval()
         x, y = torch.rand(8, 1, 28, 28), torch.arange(8)
         wide, narrow = (
-            scores_of(model, x, y=y, members=16, sigma=0.1, dtype=dtype)
+            evaluation_of(model, x, y=y, samples=16, sigma=0.1, dtype=dtype)
             for dtype in (torch.float32, torch.bfloat16)
         )
         assert narrow.fitness.dtype == torch.float32
         assert not torch.equal(wide.fitness, narrow.fitness)
-        every = [torch.cat([v.flatten() for v in s.ascent.values()]) for s in (wide, narrow)]
+        every = [torch.cat([v.flatten() for v in s.gradient.values()]) for s in (wide, narrow)]
         assert torch.corrcoef(torch.stack(every))[0, 1] > 0.95
-        for name, value in wide.ascent.items():
-            assert narrow.ascent[name].dtype == torch.float32
-            assert cosine(value, narrow.ascent[name]) > 0.9, name
+        for name, value in wide.gradient.items():
+            assert narrow.gradient[name].dtype == torch.float32
+            assert cosine(value, narrow.gradient[name]) > 0.9, name
 
     @pytest.mark.parametrize("build", [depthwise, conv1d_net, perceptron])
     def test_other_networks(self, build):
         model, x = cached(build), inputs_for(build, 4)
         wide, narrow = (
-            scores_of(model, x, members=16, sigma=0.3, dtype=dtype)
+            evaluation_of(model, x, samples=16, sigma=0.3, dtype=dtype)
             for dtype in (torch.float32, torch.bfloat16)
         )
-        for name, value in wide.ascent.items():
-            assert cosine(value, narrow.ascent[name]) > 0.9, name
+        for name, value in wide.gradient.items():
+            assert cosine(value, narrow.gradient[name]) > 0.9, name
 
 
 class TestRefusals:
@@ -755,7 +760,7 @@ class TestRefusals:
 
     def said(self, kind, model=MODEL, x=X, names=("0.weight",), **changes):
         with pytest.raises(kind) as caught:
-            scores_of(model, x, names=set(names), **changes)
+            evaluation_of(model, x, names=set(names), **changes)
         return str(caught.value)
 
     def test_no_images(self):
@@ -769,7 +774,7 @@ class TestRefusals:
 
     def test_a_fitness_of_all_members_together(self, set_threads):
         set_threads(1)  # all images in a tile
-        message = self.said(ArgumentError, fitness=lambda logits, _: logits.mean(), members=2)
+        message = self.said(ArgumentError, fitness=lambda logits, _: logits.mean(), samples=2)
         assert message == (
             "fitness: needed a tensor of shape [members] = [6], one number a member, got a tensor "
             "of shape []. Average over the images of a member (dimension 1), not over the members."
@@ -790,7 +795,7 @@ class TestRefusals:
         population = perturbed(self.MODEL, self.X, {"0.bias"})
         population.params["0.bias"] = torch.zeros(3)
         with pytest.raises(ArgumentError) as caught:
-            evaluate_outputs(self.MODEL, population, self.X, labels_for(self.X))
+            evaluate(self.MODEL, population, self.X, labels_for(self.X))
         assert str(caught.value) == (
             "population: needed '0.bias' of shape [4], as the model's, got [3]."
         )
@@ -818,7 +823,7 @@ class TestRefusals:
         model = nn.Sequential(nn.Linear(8, 4), nn.Dropout(0.5), nn.Linear(4, 5)).train()
         message = self.said(UnsupportedLayerError, model)
         assert message == "Sequential: no member-wise form of active dropout is known."
-        assert torch.isfinite(scores_of(model.eval(), self.X).fitness).all()
+        assert torch.isfinite(evaluation_of(model.eval(), self.X).fitness).all()
 
     def test_a_forward_that_is_no_graph(self):
         class Asks(nn.Linear):
@@ -845,7 +850,7 @@ class TestRefusals:
         model = nn.Sequential(nn.Linear(8, 4), layer(), nn.Linear(4, 5)).eval()
         message = self.said(UnsupportedLayerError, model, names=("0.weight", name))
         assert message == self.NOT_PERTURBED.format(name)
-        assert scores_of(model, self.X, names={"0.weight", "2.bias"}).ascent["0.weight"].any()
+        assert evaluation_of(model, self.X, names={"0.weight", "2.bias"}).gradient["0.weight"].any()
 
     @pytest.mark.parametrize(
         ("forward", "name"),
@@ -885,10 +890,10 @@ class TestRefusals:
             "along axis 0 is known."
         )
 
-    @pytest.mark.parametrize("members", [1, 0, -3])
-    def test_members(self, members):
-        message = self.said(ArgumentError, members=members)
-        assert message == f"members: needed an integer of at least 2, got {members}."
+    @pytest.mark.parametrize("samples", [1, 0, -3])
+    def test_samples(self, samples):
+        message = self.said(ArgumentError, samples=samples)
+        assert message == f"samples: needed an integer of at least 2, got {samples}."
 
     @pytest.mark.parametrize("sigma", [0.0, -0.1, float("inf"), float("nan")])
     def test_sigma(self, sigma):

@@ -9,8 +9,8 @@ from small_nets import Shared, inputs_for, made, perceptron, program, resnet
 from torch import nn
 
 from tinkering.engines.activation_targets import find_targets
-from tinkering.engines.activations import count_layers, evaluate_outputs
 from tinkering.errors import UnsupportedLayerError
+from tinkering.evaluation.entry import evaluate
 
 
 def images(count=3):
@@ -111,9 +111,9 @@ class TestNames:
         model = lines(lambda m, x: m.c(torch.relu(m.b(torch.relu(m.a(x))))))
         x = torch.randn(2, 4)
         whole, part = (
-            evaluate_outputs(
+            evaluate(
                 model, perturbed(model, x, names), x, torch.zeros(2, dtype=torch.long)
-            ).ascent
+            ).gradient
             for names in (None, {"b.weight"})
         )
         assert torch.equal(whole["b.weight"], part["b.weight"])
@@ -137,19 +137,20 @@ class TestCost:
         x = torch.randn(4, 3, 7, 7)
         costs = [target.cost for target in targets_of(model, x)]
         assert costs == pytest.approx([828 / 1800, 180 / 1800, 0])
-        population = perturbed(model, x, None, members=6)
-        scores = evaluate_outputs(model, population, x, torch.arange(4))
+        population = perturbed(model, x, None, samples=6)
+        scores = evaluate(model, population, x, torch.arange(4))
         assert scores.forwards == pytest.approx(4 * (1 + 6 * (1008 / 1800)))
         assert len(scores.fitness) == 3 * 4 * 6
 
     @pytest.mark.parametrize("build", [resnet, perceptron], ids=lambda build: build.__name__)
-    def test_counting_layers(self, build):
+    def test_every_member_and_the_centre_are_counted(self, build):
         model, x = made(build), inputs_for(build, 2)
-        population = perturbed(model, x, None, members=2)
-        scores = evaluate_outputs(model, population, x, torch.arange(2))
-        count = count_layers(model, population, x)
-        assert scores.fitness.shape == (count * 2 * 2,)
-        assert count == len(targets_of(model, x))
+        population = perturbed(model, x, None, samples=2)
+        evaluation = evaluate(model, population, x, torch.arange(2))
+        count = len(targets_of(model, x))
+        assert evaluation.fitness.shape == (2 * count * 2,)
+        assert evaluation.evaluations == 2 * (1 + count * 2)
+        assert evaluation.forwards < evaluation.evaluations
 
 
 class TestNeeded:
