@@ -11,7 +11,7 @@ from awkward import Net, rows
 from small_nets import assert_close, loop
 from torch import nn
 
-from tinkering.engines import look
+from tinkering.engines import network as look
 from tinkering.evaluation.entry import forward
 from tinkering.graph.fingerprint import fingerprint
 from tinkering.population import PerturbedPopulation
@@ -163,4 +163,4 @@ def test_a_module_that_is_changed_all_the_time_does_not_fill_the_memory(monkeypa
         net.factor = factor
         population = PerturbedPopulation(net, 4, 0.5)
         assert_close(forward(net, population, X), loop(population, X))
-        assert len(look._seen[net]) <= 2
+        assert len(look._known[net]) <= 2

@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 from small_nets import fitness_of
 from torch import nn
 
-from tinkering.engines.rating import checked
+from tinkering.engines.rating import Rater, Targets
 from tinkering.errors import ArgumentError
 from tinkering.evaluation.fitness import accuracy, negative_cross_entropy
+from tinkering.graph.tree import tree_of
 from tinkering.population import PerturbedPopulation
 
 sizes = st.tuples(st.integers(1, 4), st.integers(1, 4), st.integers(1, 5))
@@ -22,6 +23,13 @@ def drawn(members, batch, classes, seed=0):
     torch.manual_seed(seed)
     logits = 3 * torch.randn(members, batch, classes)
     return logits, torch.randint(classes, (members, batch))
+
+
+def checked(fitness, logits, labels):
+    """What all members are rated at once."""
+    tree, tensors = tree_of(labels, str)
+    rater = Rater(fitness, lambda tensors: tensors[0], Targets(tree, tuple(tensors), (True,)))
+    return rater(slice(0, len(logits)), [logits])
 
 
 @given(sizes, st.integers(0, 10))
@@ -160,7 +168,7 @@ class TestRatedApart:
     @pytest.mark.parametrize("wrong", [None, "accuracy", nn.CrossEntropyLoss()])
     def test_what_is_no_function_of_members(self, wrong):
         with pytest.raises(ArgumentError, match="negative_cross_entropy does not"):
-            checked.__wrapped__(wrong, torch.zeros(2, 1, 3), torch.zeros(2, 1, dtype=torch.long))
+            checked(wrong, torch.zeros(2, 1, 3), torch.zeros(2, 1, dtype=torch.long))
 
     def test_not_finite_is_no_difference(self):
         result = self.rate(lambda logits, _: logits.sum((1, 2)) * math.nan)

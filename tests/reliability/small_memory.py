@@ -19,7 +19,6 @@ import torch
 from commands import TINY, quiet
 
 from tinkering.data import load
-from tinkering.engines.memory import footprint
 from tinkering.models import BasicBlock, SimpleResNet
 
 MIB = 1 << 20
@@ -28,7 +27,8 @@ MIB = 1 << 20
 def in_one_piece(width, population):
     """Bytes of all values of a generation's model-images, evaluated at once."""
     model = SimpleResNet(BasicBlock, [1, 1, 1, 1], width=width).eval()
-    return population * footprint(program(model, load().test.images()[:2])).peak
+    network = look(model, *sign((load().test.images()[:2],), {}))
+    return population * network.footprint.peak
 
 
 def complete(width, population, strategy):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -32,6 +32,7 @@ _FEW_IMAGES = 8
 """Images a member: below that, building a member costs more than noise in every layer."""
 
 
+@runtime_checkable
 class Engine(Protocol):
     """A population and a module, ready to be evaluated."""
 

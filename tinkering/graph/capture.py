@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.export.graph_signature import OutputKind, TensorArgument
 
 from tinkering.errors import UnsupportedLayerError
 from tinkering.graph.copies import first_line, skeleton
@@ -144,8 +145,11 @@ def _export(model: nn.Module, tensors: Sequence[Tensor], found: Probe) -> Captur
     if len(inputs) != len(tensors) or any(map(_depends_on_layout, program.graph.nodes)):
         reason = "it reads a generator, or strides that depend on how values lie in memory"
         raise NotCapturedError(type(model).__name__, reason)
-    made = [value for value in signature_of.user_outputs if isinstance(value, str)]
-    results = [name for name in made if _is_tensor(program.graph, name)]
+    results = [
+        made.arg.name
+        for made in signature_of.output_specs
+        if made.kind is OutputKind.USER_OUTPUT and isinstance(made.arg, TensorArgument)
+    ]
     if len(results) != len(found.result.tree.places):
         reason = "torch.export gives another result than the module"
         raise NotCapturedError(type(model).__name__, reason)
@@ -172,11 +176,6 @@ class _Called(nn.Module):
         """Return what the module makes of them."""
         args, kwargs = self._arguments(tensors)
         return self.model(*args, **kwargs)
-
-
-def _is_tensor(graph: fx.Graph, name: str) -> bool:
-    node = next(node for node in graph.nodes if node.name == name)
-    return isinstance(node.meta.get("val"), Tensor)
 
 
 def _is_pure(node: fx.Node) -> bool:
