@@ -83,7 +83,7 @@ def asking(do, **own):
 
 
 def right(generation):
-    return tasks.double(range(16), generation)
+    return Evaluation(tasks.double(range(16), generation))
 
 
 def after(name, task):
@@ -128,9 +128,10 @@ class TestExchange:
         counted = two.exchange()
         sizes = [len(pickle.dumps(Evaluation(torch.zeros(2)), protocol=5))] * 8
         assert 0 < counted.pop("bytes_sent") < 16384
+        # PyTorch writes an address as a decimal number, which may have a digit more there.
+        assert abs(counted.pop("bytes_received") - sum(sizes)) <= len(sizes)
         assert counted == {
             "workers": 4,
-            "bytes_received": sum(sizes),
             "parts": 8,
             "parts_repeated": 0,
             "workers_lost": 0,
