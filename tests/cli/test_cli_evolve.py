@@ -21,6 +21,8 @@ from tinkering.models import BasicBlock, SimpleResNet
 from tinkering.tasks.classification import Classification
 
 pytestmark = pytest.mark.usefixtures("same_threads")
+FEW = ["--generations", "20"]
+"""A member is rebuilt from its chain in every generation: later ones take longer."""
 
 
 class TestEvolve:
@@ -122,6 +124,7 @@ class TestEvolve:
             ["--strategy", "weights", "--antithetic", "--group", "2", "--sigma", "0.02"],
             ["--strategy", "weights", "--group", "128", "--images", "16"],  # one batch for all
             ["--strategy", "weights", "--statistics", "renewed", "--learning-rate", "0.05"],
+            ["--strategy", "genetic", "--sigma", "0.03", "--parents", "8", *FEW],
         ],
         ids=" ".join,
     )
@@ -134,12 +137,21 @@ class TestEvolve:
         assert quiet([*words, "--out", tmp_path])[0] == 0
         assert json.loads((tmp_path / "summary.json").read_text())["test_accuracy"] > 0.6
 
-    @pytest.mark.parametrize("strategy", ["activations", "weights"])
+    @pytest.mark.parametrize("strategy", RECIPES)
     def test_a_fitness_may_have_defaults_of_its_own(self, strategy, digits, tmp_path):
         seen = {}
         for fitness in ("cross-entropy", "accuracy"):
             words = ["evolve", "--data", digits, *TINY, "--no-report", "--strategy", strategy]
-            words += ["--fitness", fitness, "--decay", "7", "--out", tmp_path / fitness]
+            words += [
+                "--fitness",
+                fitness,
+                "--decay",
+                "7",
+                "--parents",
+                "2",
+                "--out",
+                tmp_path / fitness,
+            ]
             assert quiet(words)[0] == 0
             seen[fitness] = json.loads((tmp_path / fitness / "config.json").read_text())
         recipe = RECIPES[strategy]
@@ -155,6 +167,26 @@ class TestEvolve:
         for recipe in RECIPES.values():
             for fitness in ("cross-entropy", "accuracy"):
                 assert recipe.defaults_for(fitness, width)["learning_rate"] == step
+
+    @pytest.mark.parametrize(
+        ("flags", "said"),
+        [
+            (["--parents", "9"], "parents: needed an integer from 1 to population, 8, got 9."),
+            (
+                ["--parents", "2", "--elites", "3"],
+                "elites: needed an integer from 0 to 2, because ",
+            ),
+            (["--parents", "2", "--images", "0"], "images: needed an integer of at least 1, got 0"),
+            (
+                ["--parents", "2", "--statistics", "renewed"],
+                'statistics: needed "fixed" for members that share no centre, got "renewed".',
+            ),
+        ],
+        ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+    )
+    def test_what_a_genetic_algorithm_cannot_have(self, tmp_path, digits, capsys, flags, said):
+        words = ["evolve", "--data", digits, *TINY, "--strategy", "genetic", *flags]
+        assert refused([*words, "--out", tmp_path], capsys).startswith(said)
 
     def test_relative_shaping_is_for_fitness_that_is_not_negative(self, digits, tmp_path, capsys):
         words = ["evolve", "--data", digits, *TINY, "--shaping", "relative", "--out", tmp_path]

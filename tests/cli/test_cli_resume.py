@@ -20,6 +20,7 @@ FLAGS = {
     "activations": [],
     "activations, accuracy": ["--fitness", "accuracy"],
     "weights": ["--strategy", "weights"],
+    "genetic": ["--strategy", "genetic", "--parents", "2", "--elites", "1", "--images", "4"],
     "weights, pairs, renewed": [
         *("--strategy", "weights", "--antithetic", "--group", "2", "--statistics", "renewed"),
         *("--rank", "2", "--shaping", "rank", "--shift", "1"),

@@ -67,6 +67,16 @@ class TestSameRun:
             same = ("generation", "evaluations", "fitness_mean", "fitness_best", "fitness_low")
             assert [line[name] for name in same] == [other[name] for name in same]
 
+    def test_of_a_genetic_algorithm(self, cluster, tmp_path, digits):
+        assert cluster.is_initialized()
+        flags = ["--strategy", "genetic", "--parents", "4", "--images", "8"]
+        for out, more in (("alone", []), ("with", ["--workers", "2"])):
+            evolved(digits, tmp_path / out, *flags, *more)
+        model = "model.safetensors"
+        alone, beside = ((tmp_path / out / model).read_bytes() for out in ("alone", "with"))
+        assert alone == beside
+        assert metrics(tmp_path / "with")[0]["parts"] > 1
+
     def test_begun_without_and_resumed_with_workers(self, cluster, tmp_path, digits, alone):
         assert cluster.is_initialized()
         evolved(digits, tmp_path, "--generations", "1")

@@ -14,8 +14,8 @@ import torch
 from stands import same_bits
 from tasks import STRATEGIES, For, Numbers, Once
 
-from tinkering.distributed import crew
 from tinkering.distributed import evaluator as module
+from tinkering.distributed import pool
 from tinkering.distributed.evaluator import RayEvaluator
 from tinkering.engines import planning as plan
 from tinkering.engines.evaluation import Evaluation
@@ -45,13 +45,13 @@ def evaluator(cluster):
 @pytest.fixture
 def workers(evaluator, monkeypatch):
     """Have it use so many of them, as if there were no others; all of these are there."""
-    crew = evaluator._crew
+    pool = evaluator._pool
 
     def use(count):
-        while not all(seat.identity for seat in crew._seats[:count]):
-            crew.events(seconds=1.0)
-        free = lambda: [seat for seat in crew._seats[:count] if seat.waits_for is None]  # noqa: E731
-        monkeypatch.setattr(crew, "free", free)
+        while not all(seat.identity for seat in pool._seats[:count]):
+            pool.events(seconds=1.0)
+        free = lambda: [seat for seat in pool._seats[:count] if seat.waits_for is None]  # noqa: E731
+        monkeypatch.setattr(pool, "free", free)
         monkeypatch.setattr(evaluator, "workers", count)
         return evaluator
 
@@ -83,7 +83,7 @@ def asking(do, **own):
 
 
 def right(generation):
-    return tasks.double(range(16), generation)
+    return Evaluation(tasks.double(range(16), generation))
 
 
 def after(name, task):
@@ -128,9 +128,10 @@ class TestExchange:
         counted = two.exchange()
         sizes = [len(pickle.dumps(Evaluation(torch.zeros(2)), protocol=5))] * 8
         assert 0 < counted.pop("bytes_sent") < 16384
+        # PyTorch writes an address as a decimal number, which may have a digit more there.
+        assert abs(counted.pop("bytes_received") - sum(sizes)) <= len(sizes)
         assert counted == {
             "workers": 4,
-            "bytes_received": sum(sizes),
             "parts": 8,
             "parts_repeated": 0,
             "workers_lost": 0,
@@ -179,7 +180,7 @@ class TestLost:
     def test_killed_between_two_generations(self, two, count):
         """Of two workers, one or both."""
         before = two.lost
-        for seat in two._crew._seats[:count]:
+        for seat in two._pool._seats[:count]:
             os.kill(seat.identity.process, signal.SIGKILL)
         until = time.monotonic() + 30
         while two.lost < before + count and time.monotonic() < until:
@@ -190,7 +191,7 @@ class TestLost:
     def test_does_not_answer(self, impatient, tmp_path, what):
         evaluator, said = impatient
         said.clear()
-        (seat,) = evaluator._crew.started
+        (seat,) = evaluator._pool.started
         start = time.monotonic()
         got = evaluator.evaluate(asking(Once(tmp_path / "m", 6, what)), 2)
         assert 1.0 < time.monotonic() - start < 30.0
@@ -303,8 +304,8 @@ class TestRefused:
 
     def test_more_than_the_cluster_has(self, cluster, monkeypatch):
         """They are waited for, since nodes may come."""
-        monkeypatch.setattr(crew, "_PATIENCE", 0.1)
-        monkeypatch.setattr(crew, "_START_TIMEOUT", 1.5)
+        monkeypatch.setattr(pool, "_PATIENCE", 0.1)
+        monkeypatch.setattr(pool, "_START_TIMEOUT", 1.5)
         said, cpus = [], int(cluster.cluster_resources()["CPU"])
         with pytest.raises(ClusterError) as caught:
             RayEvaluator(tasks.Everything, 1, threads=cpus + 1, say=said.append)
@@ -316,7 +317,7 @@ class TestRefused:
 
     def test_workers_that_end_while_they_start(self, cluster, monkeypatch):
         assert cluster.is_initialized()
-        monkeypatch.setattr(crew, "_MOST_FAILED_STARTS", 2)
+        monkeypatch.setattr(pool, "_MOST_FAILED_STARTS", 2)
         with pytest.raises(ClusterError) as caught:
             RayEvaluator(tasks.make_never, 1, here=tasks.Everything())
         said = "Ray: needed a worker that starts, got 2 that ended while they did. The last one: "

@@ -7,7 +7,16 @@ import torch
 from torch import nn
 from torch.func import stack_module_state
 
-from tinkering.population import PerturbedPopulation, Population, StackedPopulation
+from tinkering.noise import Stream
+from tinkering.population import (
+    CountedPopulation,
+    Mutation,
+    PerturbedActivations,
+    PerturbedPopulation,
+    Population,
+    SeedChainPopulation,
+    StackedPopulation,
+)
 from tinkering.population.member import as_module
 
 MODEL = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))
@@ -26,18 +35,37 @@ def state_of(model):
         PerturbedPopulation(MODEL, size=4, sigma=0.1),
         StackedPopulation.from_modules([MODEL] * 4),
         StackedPopulation(*stack_module_state([MODEL] * 4)),
+        SeedChainPopulation(MODEL, [(), *[(Mutation(0, member, 0.1),) for member in range(3)]]),
     ],
-    ids=["perturbed", "stacked", "stacked without a module"],
+    ids=["perturbed", "stacked", "stacked without a module", "chains"],
 )
 class TestEveryPopulation:
     def test_keeps_the_contract(self, population):
-        assert isinstance(population, Population)
+        assert isinstance(population, CountedPopulation)
         part = population[1:3]
         assert isinstance(part, type(population))
         assert isinstance(population.with_buffers(population.buffers), type(population))
         assert (population.size, population.members) == (4, range(4))
         assert (part.size, part.members, len(part)) == (4, range(1, 3), 2)
         assert part[1:].members == range(2, 3)
+
+    def test_stacked_it_has_the_same_members(self, population):
+        for part in (population, population[1:3]):
+            stacked = part.stack()
+            assert isinstance(stacked, StackedPopulation)
+            assert len(stacked) == len(part)
+            for index in range(len(part)):
+                for held, expected in zip(stacked[index], part[index], strict=True):
+                    assert held.keys() == expected.keys()
+                    assert all(torch.equal(held[name], t) for name, t in expected.items())
+
+    def test_says_what_a_member_is_like(self, population):
+        for like, held in zip(population.like, population[1], strict=True):
+            shapes = {name: value.shape for name, value in held.items()}
+            assert {name: value.shape for name, value in like.items()} == shapes
+
+    def test_is_evaluated_as_others_of_its_kind_and_size(self, population):
+        assert population[:2].likeness == population[2:].likeness != population.likeness
 
     def test_index_from_the_end(self, population):
         for held, expected in zip(population[-1], population.member(3), strict=True):
@@ -143,3 +171,14 @@ class TestAModuleOfItsOwn:
         with pytest.raises(ValueError, match="needed") as caught:
             as_module(MODEL, member)
         assert str(caught.value) == message
+
+
+def test_perturbed_activations_are_a_population_that_cannot_be_counted():
+    centre = dict(MODEL.named_parameters())
+    population = PerturbedActivations(centre, 2, 0.1, Stream(0, 0), lambda fitness: fitness)
+    assert isinstance(population, Population)
+    assert not isinstance(population, CountedPopulation)
+    assert population.centre is centre
+    other = population.with_buffers(dict(MODEL.named_buffers()))
+    assert other.likeness == population.likeness
+    assert other.like == (centre, dict(MODEL.named_buffers()))

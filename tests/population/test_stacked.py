@@ -1,6 +1,7 @@
 """A stacked population against the modules it was built from, and against torch.func."""
 
 import copy
+from fnmatch import fnmatchcase
 
 import pytest
 import torch
@@ -174,6 +175,38 @@ class TestVectors:
         population = StackedPopulation.from_vectors(model, vectors)
         assert population[1][0]["a"] == 3
         assert torch.equal(population.to_vectors(), vectors)
+
+
+PARTS = st.sampled_from(["0.*", "*weight", ["4.bias", "0.weight"], ["1.*", "4.*"], "*"])
+
+
+class TestVectorsOfAPart:
+    @given(parts=PARTS, data=st.data())
+    def test_there_and_back_and_the_rest_is_the_models(self, parts, data):
+        model = make_model()
+        several = [parts] if isinstance(parts, str) else parts
+        own = dict(model.named_parameters())
+        names = [n for n in own if any(fnmatchcase(n, pattern) for pattern in several)]
+        vectors = data.draw(matrices(sum(own[name].numel() for name in names)))
+        population = StackedPopulation.from_vectors(model, vectors, parameters=parts)
+        assert same_bits(population.to_vectors(parts), vectors)
+        # The rows are in the model's order, whatever the patterns' is.
+        start = 0
+        for name, value in own.items():
+            held = population.params[name]
+            if name in names:
+                expected = vectors[:, start : start + value.numel()]
+                start += value.numel()
+                assert same_bits(held.flatten(1), expected)
+            else:
+                assert all(torch.equal(member, value) for member in held)
+                assert held.data_ptr() == value.data_ptr()
+
+    def test_of_a_slice(self):
+        vectors = torch.randn(5, 51)
+        population = StackedPopulation.from_vectors(make_model(), vectors, parameters="4.*")
+        assert torch.equal(population[1:3].to_vectors("4.*"), vectors[1:3])
+        assert population.to_vectors().shape == (5, 135)
 
 
 class TestTiedParameters:

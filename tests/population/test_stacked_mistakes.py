@@ -219,3 +219,32 @@ def test_a_member_as_a_module_where_there_is_none():
         "model: needed a module, because this population was built from parameters alone, "
         "got None. Call materialise(index, model)."
     )
+
+
+class TestParts:
+    NAMES = "The parameters are '0.weight', '0.bias', '1.weight', '1.bias', '4.weight', '4.bias'."
+
+    @pytest.mark.parametrize(
+        ("parameters", "pattern"), [("fc.*", "'fc.*'"), (["4.*", "Head"], "'Head'")], ids=str
+    )
+    def test_a_pattern_that_matches_nothing(self, parameters, pattern):
+        needed = "parameters: needed patterns that match a parameter's name"
+        for ask in (
+            lambda **more: StackedPopulation.from_vectors(make_model(), torch.zeros(2, 51), **more),
+            lambda **more: StackedPopulation.from_modules([make_model()]).to_vectors(**more),
+        ):
+            message = message_of(ask, parameters=parameters)
+            assert message == f"{needed}, got {pattern}. {self.NAMES}"
+
+    def test_no_pattern(self):
+        build = StackedPopulation.from_vectors
+        message = message_of(build, make_model(), torch.zeros(2, 0), parameters=[])
+        assert message == "parameters: needed at least one pattern, got none."
+
+    def test_a_matrix_of_another_width(self):
+        build = StackedPopulation.from_vectors
+        message = message_of(build, make_model(), torch.zeros(2, WIDTH), parameters="4.*")
+        assert message == (
+            "vectors: needed a matrix of shape [members, 51], as 4.weight, 4.bias have 51 "
+            "parameters, got [2, 135]."
+        )

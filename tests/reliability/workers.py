@@ -120,7 +120,7 @@ class Kills:
 
     def kill(self, evaluator, after):
         time.sleep(after)
-        seats = evaluator._crew.started
+        seats = evaluator._pool.started
         if seats:
             os.kill(self.chance.choice(seats).identity.process, signal.SIGKILL)
             self.kills += 1
@@ -151,9 +151,9 @@ class Kills:
     def wait_for_all(self, evaluator):
         """A worker that was killed between two parts is noticed here."""
         until = time.monotonic() + PATIENCE
-        while evaluator.lost < self.kills or len(evaluator._crew.started) < WORKERS:
+        while evaluator.lost < self.kills or len(evaluator._pool.started) < WORKERS:
             if time.monotonic() > until:
-                raise SystemExit(f"{len(evaluator._crew.started)} workers of {WORKERS}")
+                raise SystemExit(f"{len(evaluator._pool.started)} workers of {WORKERS}")
             time.sleep(0.3)  # and leave the processor to the one that starts
             evaluator.evaluate(STRATEGY.ask(start()), 0)
 
@@ -180,8 +180,8 @@ def move(cluster, leaving, evaluator, generations):
         generation += 1
 
     until = time.monotonic() + PATIENCE
-    while len(evaluator._crew.started) < WORKERS and time.monotonic() < until:
-        evaluator._crew.events(0.1)
+    while len(evaluator._pool.started) < WORKERS and time.monotonic() < until:
+        evaluator._pool.events(0.1)
     on_leaving = len(workers_on(leaving, evaluator))
     step()
     going = threading.Timer(0.1, cluster.remove_node, (leaving,), {"allow_graceful": False})
@@ -189,11 +189,11 @@ def move(cluster, leaving, evaluator, generations):
     while generation < generations // 2:
         step()
     going.join()
-    fewest = len(evaluator._crew.started)
+    fewest = len(evaluator._pool.started)
     coming = cluster.add_node(num_cpus=2)
     until = time.monotonic() + PATIENCE
     while not workers_on(coming, evaluator) and time.monotonic() < until:
-        evaluator._crew.events(0.1)
+        evaluator._pool.events(0.1)
     while generation < generations:
         step()
         there = workers_on(coming, evaluator)
@@ -205,7 +205,7 @@ def workers_on(node, evaluator):
     """The numbers of workers that a node's raylet has started."""
     (raylet,) = node.all_processes["raylet"]
     numbers = set()
-    for seat in evaluator._crew.started:
+    for seat in evaluator._pool.started:
         try:
             with open(f"/proc/{seat.identity.process}/stat") as file:  # noqa: PTH123
                 parent = int(file.read().rpartition(")")[2].split()[1])

@@ -43,9 +43,9 @@ class Evolve:
     """Channels of the first of the four stages; the others have 2, 4 and 8 times as many."""
     blocks: tuple[int, int, int, int] = (1, 1, 1, 1)
     """Residual blocks in each stage."""
-    strategy: Literal["activations", "weights"] = "activations"
-    """What is perturbed: what the layers put out, which learns faster, or the weights, whose
-    members are networks of their own."""
+    strategy: Literal["activations", "weights", "genetic"] = "activations"
+    """What is perturbed: activations, which learns faster, or weights, whose members are networks
+    of their own; or genetic, whose fittest members have mutated children."""
     population: Annotated[int | None, tyro.conf.arg(metavar="NUMBER")] = None
     """Members a generation: 512 at each layer for outputs, 1024 for weights."""
     group: Annotated[int | None, tyro.conf.arg(metavar="NUMBER")] = None
@@ -69,8 +69,13 @@ class Evolve:
     readings: Annotated[int | None, tyro.conf.arg(metavar="NUMBER")] = None
     """Outputs only: times that a member's logits are rated, each with other noise: 1, or 1024 for
     accuracy."""
-    images: int = 1
-    """Weights only: images that a member sees in a generation."""
+    images: Annotated[int | None, tyro.conf.arg(metavar="NUMBER")] = None
+    """Images that a member sees in a generation: 1 for weights; 64 for genetic, the same for all
+    members. Not for activations, whose members see one each."""
+    parents: int = 16
+    """Genetic only: fittest members, whose children are the next generation."""
+    elites: int = 1
+    """Genetic only: parents that are handed on as they are, and evaluated anew."""
     antithetic: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Weights only: members come in pairs of opposite noise; needs --group 2."""
     rank: int = 1

@@ -88,7 +88,7 @@ def require_in_range(flags: Mapping[str, Any]) -> None:
         raise ArgumentError("generations", "an integer of at most 2^64 - 1", generations)
     RECIPES[flags["strategy"]].strategy(flags)  # its own ranges; nothing is drawn yet
     require_step("learning_rate", flags["learning_rate"], torch.float32)
-    if flags["strategy"] == "weights":
+    if flags["strategy"] != "activations":
         _require_at_least_one("images", flags["images"])
     Shifts(flags["shift"], flags["seed"])
 

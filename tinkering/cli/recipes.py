@@ -1,4 +1,4 @@
-"""The two ways to evolve that `tinkering evolve` has, and what suits each.
+"""The ways to evolve that `tinkering evolve` has, and what suits each.
 
 Where the defaults come from: docs/recipes.md.
 """
@@ -20,6 +20,7 @@ from tinkering.evaluation.fitness import accuracy, negative_cross_entropy
 from tinkering.noise import LowRank
 from tinkering.strategies.activations import Activations
 from tinkering.strategies.evolution_strategy import EvolutionStrategy
+from tinkering.strategies.genetic_algorithm import GeneticAlgorithm
 from tinkering.strategies.perturbation import Perturbation
 from tinkering.strategies.schedules import Schedule, inverse_sqrt, require_positive
 from tinkering.strategies.weights import Weights
@@ -137,6 +138,21 @@ def _activations_task(settings: Settings, model: nn.Module, dataset: Dataset) ->
     return _task(settings, model, dataset, None, _groups(settings))
 
 
+def _genetic(settings: Settings) -> GeneticAlgorithm:
+    return GeneticAlgorithm(
+        population=settings["population"],
+        sigma=settings["sigma"],
+        parents=settings["parents"],
+        elites=settings["elites"],
+        seed=settings["seed"],
+    )
+
+
+def _genetic_task(settings: Settings, model: nn.Module, dataset: Dataset) -> Classification:
+    # Who is fittest is known only of members that saw the same images.
+    return _task(settings, model, dataset, None, settings["images"])
+
+
 def _said(where: str) -> Callable[[Settings], str]:
     return lambda settings: (
         f"{settings['population']:,} members{where}, {settings['group']} to an image"
@@ -154,6 +170,7 @@ RECIPES: Mapping[str, Recipe] = {
             "shaping": "raw",
             "blur": 0.0,
             "readings": 1,
+            "images": 1,
             "shift": 2,
         },
         {
@@ -175,12 +192,34 @@ RECIPES: Mapping[str, Recipe] = {
             "shaping": "z-score",
             "blur": 0.0,
             "readings": 1,
+            "images": 1,
             "shift": 0,
         },
         {},
         _weights,
         _weights_task,
         _said(""),
+    ),
+    "genetic": Recipe(
+        {
+            "population": 256,
+            "sigma": 0.01,
+            "images": 64,
+            "shift": 0,
+            # There is no estimate and no optimiser: these are of no use here.
+            "group": 8,
+            "learning_rate": 0.004,
+            "decay": 100.0,
+            "shaping": "raw",
+            "blur": 0.0,
+            "readings": 1,
+        },
+        {},
+        _genetic,
+        _genetic_task,
+        lambda settings: (
+            f"{settings['population']:,} members, all on the same {settings['images']:,} images"
+        ),
     ),
 }
 """The ways by the name that ``--strategy`` takes."""

@@ -22,8 +22,8 @@ from typing import Any
 from torch import Tensor
 
 from tinkering.distributed.cluster import amount, connect, import_ray
-from tinkering.distributed.crew import Crew, Resources, Say
 from tinkering.distributed.division import Task, divisible
+from tinkering.distributed.pool import Resources, Say, WorkerPool
 from tinkering.distributed.round import Round
 from tinkering.engines.evaluation import Evaluation, merged
 from tinkering.errors import ArgumentError, ClusterError
@@ -120,9 +120,9 @@ class RayEvaluator:
                 closing.callback(import_ray().shutdown)
             self._ray = import_ray()
             self.workers = workers or _room(threads, gpus_per_worker)
-            self._crew = Crew(make_task, self.workers, given, say or _nobody)
-            closing.callback(self._crew.close)
-            self._crew.wait_for_one()
+            self._pool = WorkerPool(make_task, self.workers, given, say or _nobody)
+            closing.callback(self._pool.close)
+            self._pool.wait_for_one()
             self._closing = closing.pop_all()
 
     def __enter__(self) -> RayEvaluator:
@@ -155,23 +155,23 @@ class RayEvaluator:
         reference = self._ray.put(message)
         parts = self._task.parts(population, self.workers * PARTS_A_WORKER)
         round_: Round[bytes] = Round(len(parts))
-        lost_before = self._crew.lost
+        lost_before = self._pool.lost
         while not round_.complete:
-            for seat in self._crew.free():
+            for seat in self._pool.free():
                 part = round_.next_for(seat.number, time.monotonic())
                 if part is not None:
-                    self._crew.give(seat, (round_, part), [reference], generation, parts[part])
-            for event in self._crew.events(_TICK):
+                    self._pool.give(seat, (round_, part), [reference], generation, parts[part])
+            for event in self._pool.events(_TICK):
                 if event.work is not None and event.work[0] is round_:  # not an earlier one's
                     self._note(round_, event.work[1], event.seat.number, event.result)
         results = round_.results()
         self._exchange = Exchange(
-            workers=len(self._crew.started),
+            workers=len(self._pool.started),
             bytes_sent=len(message),
             bytes_received=sum(len(result) for result in results),
             parts=len(parts),
             parts_repeated=round_.repeated,
-            workers_lost=self._crew.lost - lost_before,
+            workers_lost=self._pool.lost - lost_before,
         )
         return merged([pickle.loads(result) for result in results])
 
@@ -182,7 +182,7 @@ class RayEvaluator:
     @property
     def lost(self) -> int:
         """Workers that were lost so far."""
-        return self._crew.lost
+        return self._pool.lost
 
     def exchange(self) -> dict[str, int]:
         """Return what the latest generation took besides evaluating, by name."""

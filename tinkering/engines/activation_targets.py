@@ -17,7 +17,7 @@ from tinkering.layers.centre import Values, fold
 
 
 @dataclass(frozen=True)
-class Weights:
+class EvolvingStep:
     """A fused step's parameters that evolve, by name; None for one that does not."""
 
     step: Fused
@@ -81,7 +81,7 @@ class Target:
     step: Fused
     name: str
     """What its noise is called."""
-    sharing: tuple[Weights, ...]
+    sharing: tuple[EvolvingStep, ...]
     """Its parameters, and those of steps whose results are added to it and to nothing else."""
     position: int
     """Of the step in its program."""
@@ -115,7 +115,7 @@ def find_targets(steps: Program, evolving: Iterable[str], values: Values) -> lis
         UnsupportedLayerError: an evolving parameter is in none that can be perturbed; or where
             the images are in a value cannot be told.
     """
-    held = {name_of(step): _weights(steps, step, set(evolving), values) for step in steps.fused}
+    held = {name_of(step): _evolving(steps, step, set(evolving), values) for step in steps.fused}
     evolve = {name: weights for name, weights in held.items() if weights is not None}
     for name in evolving:
         _require_perturbed(steps, name, evolve.values())
@@ -139,7 +139,7 @@ def find_targets(steps: Program, evolving: Iterable[str], values: Values) -> lis
     return targets
 
 
-def _require_perturbed(steps: Program, name: str, evolve: Iterable[Weights]) -> None:
+def _require_perturbed(steps: Program, name: str, evolve: Iterable[EvolvingStep]) -> None:
     """Refuse a parameter that is anything but a weight, a bias or a shift of fused steps."""
     own = {n for n in steps.captured.graph.nodes if steps.captured.parameters.get(n.name) == name}
     held = {w.step.layer for w in evolve if name in (w.weight, w.bias)}
@@ -158,7 +158,7 @@ def _is_summand(steps: Program, step: Fused) -> bool:
 
 
 def _target(
-    steps: Program, step: Fused, position: int, name: str, shares: tuple[Weights, ...]
+    steps: Program, step: Fused, position: int, name: str, shares: tuple[EvolvingStep, ...]
 ) -> Target:
     images = steps.captured.examples
     depends = {node for node in steps.inputs if node.name in steps.captured.batched}
@@ -189,12 +189,12 @@ def _count(node: fx.Node, images: fx.Node, count: int) -> int:
     return int(node.meta["val"].node.expr.subs(symbol, count))
 
 
-def _weights(steps: Program, step: Fused, evolving: set[str], values: Values) -> Weights | None:
+def _evolving(steps: Program, step: Fused, names: set[str], values: Values) -> EvolvingStep | None:
     parameters = steps.captured.parameters
 
     def name(node: object) -> str | None:
         found = parameters.get(node.name) if isinstance(node, fx.Node) else None
-        return found if found in evolving else None
+        return found if found in names else None
 
     weight = bias = shift = None
     norm: fx.Node | None = step.layer
@@ -206,4 +206,4 @@ def _weights(steps: Program, step: Fused, evolving: set[str], values: Values) ->
         shift = name(arguments(norm)["bias"])
     if weight is None and bias is None and shift is None:
         return None
-    return Weights(step, weight, bias, shift, scale)
+    return EvolvingStep(step, weight, bias, shift, scale)

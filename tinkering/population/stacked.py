@@ -18,6 +18,7 @@ from tinkering.population.member import (
     as_module,
     part_of,
 )
+from tinkering.population.patterns import Patterns, matching
 from tinkering.required import kind_of, require_tensor
 
 
@@ -123,12 +124,17 @@ class StackedPopulation:
 
     @classmethod
     def from_vectors(
-        cls, model: nn.Module, vectors: Tensor, buffers: Mapping[str, Tensor] | None = None
+        cls,
+        model: nn.Module,
+        vectors: Tensor,
+        buffers: Mapping[str, Tensor] | None = None,
+        parameters: Patterns = "*",
     ) -> StackedPopulation:
         """Return the population whose members' parameters are the rows of a matrix.
 
         The parameters are views of the matrix, where its layout allows, with its dtype and
-        device. A parameter that has two names (tied weights) is there once.
+        device. A parameter that has two names (tied weights) is there once. Those that the
+        matrix does not have are the model's own: they are expanded and not copied.
 
         Args:
             model: the architecture.
@@ -136,44 +142,54 @@ class StackedPopulation:
                 ``torch.nn.utils.parameters_to_vector(model.parameters())``.
             buffers: each ``[members, *shape]``; by default all members share the model's
                 own, which are expanded and not copied.
+            parameters: those that the matrix has: a pattern over their names or several, as
+                `tinkering.strategies.groups` has them, such as ``"fc.*"``.
 
         Raises:
-            ArgumentError: (a ``ValueError``) the matrix has another width, or the buffers
-                are not the model's.
+            ArgumentError: (a ``ValueError``) the matrix has another width, a pattern matches no
+                parameter, or the buffers are not the model's.
 
         Example:
             >>> model = nn.Linear(2, 1)
             >>> population = StackedPopulation.from_vectors(model, torch.tensor([[1.0, 2.0, 3.0]]))
             >>> population.params["weight"], population.params["bias"]
             (tensor([[[1., 2.]]]), tensor([[3.]]))
+            >>> heads = StackedPopulation.from_vectors(model, torch.zeros(5, 1), parameters="bias")
+            >>> heads.params["weight"].shape, heads.to_vectors("bias").shape
+            (torch.Size([5, 1, 2]), torch.Size([5, 1]))
         """
         require_tensor("vectors", vectors)
-        shapes = {name: p.shape for name, p in model.named_parameters()}
-        width = sum(shape.numel() for shape in shapes.values())
+        own = {name: p.detach() for name, p in model.named_parameters()}
+        chosen = matching("parameters", own, parameters)
+        width = sum(own[name].numel() for name in chosen)
         if vectors.ndim != 2 or vectors.shape[1] != width:
-            raise ArgumentError(
-                "vectors",
-                f"a matrix of shape [members, {width}], as the model has {width} parameters",
-                list(vectors.shape),
-            )
+            of = "the model has" if len(chosen) == len(own) else f"{', '.join(chosen)} have"
+            needed = f"a matrix of shape [members, {width}], as {of} {width} parameters"
+            raise ArgumentError("vectors", needed, list(vectors.shape))
         members = vectors.shape[0]
         if not members:
             raise ArgumentError("vectors", "at least one member, a row each", "none")
-        params, start = {}, 0
-        for name, shape in shapes.items():
-            stop = start + shape.numel()
-            params[name] = vectors[:, start:stop].reshape(members, *shape)
+        params, start = {name: p.expand(members, *p.shape) for name, p in own.items()}, 0
+        for name in chosen:
+            stop = start + own[name].numel()
+            params[name] = vectors[:, start:stop].reshape(members, *own[name].shape)
             start = stop
         if buffers is None:
-            own = {name: b.detach() for name, b in model.named_buffers()}
-            buffers = {name: b.expand(members, *b.shape) for name, b in own.items()}
+            shared = {name: b.detach() for name, b in model.named_buffers()}
+            buffers = {name: b.expand(members, *b.shape) for name, b in shared.items()}
         return cls(params, buffers, model)
 
-    def to_vectors(self) -> Tensor:
+    def to_vectors(self, parameters: Patterns = "*") -> Tensor:
         """Return the parameters as ``[members, parameters]``, the inverse of `from_vectors`.
 
         Each row is ``torch.nn.utils.parameters_to_vector`` of that member. Buffers are left
         out. The matrix is a new one.
+
+        Args:
+            parameters: those that it shall have: a pattern over their names or several.
+
+        Raises:
+            ArgumentError: (a ``ValueError``) a pattern matches no parameter.
 
         Example:
             >>> vectors = torch.randn(6, 36)
@@ -181,7 +197,9 @@ class StackedPopulation:
             >>> torch.equal(population.to_vectors(), vectors)
             True
         """
-        columns = [p.reshape(len(self), p[0].numel()) for p in self.params.values()]
+        chosen = matching("parameters", self.params, parameters)
+        held = [self.params[name] for name in chosen]
+        columns = [p.reshape(len(self), p[0].numel()) for p in held]
         return torch.cat(columns, dim=1) if columns else torch.zeros(len(self), 0)
 
     def __len__(self) -> int:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from tinkering.errors import ArgumentError
+from tinkering.population.patterns import require_matches
 
 
 @dataclass(frozen=True)
@@ -59,11 +60,7 @@ def group_of_each(names: Iterable[str], groups: Mapping[str, Group]) -> dict[str
         'wieght'. The parameters are 'weight'.
     """
     names = list(names)
-    for pattern in groups:
-        if not any(fnmatchcase(name, pattern) for name in names):
-            advice = f"The parameters are {', '.join(map(repr, names)) or 'none'}."
-            needed = "patterns that match a parameter's name"
-            raise ArgumentError("groups", needed, repr(pattern), advice)
+    require_matches("groups", names, groups)
     other = Group()
     found = {
         name: next((g for pattern, g in groups.items() if fnmatchcase(name, pattern)), other)

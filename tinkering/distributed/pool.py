@@ -1,4 +1,4 @@
-"""The workers: started, given work, replaced where they are lost.
+"""The worker pool: workers are started, given work, replaced where they are lost.
 
 Where a worker runs is Ray's business, as is noticing that one has died and finding a place for
 its successor when nodes come and go.
@@ -68,7 +68,7 @@ class Event:
     """Or what the task raised. None: the worker is lost, and another one starts in its place."""
 
 
-class Crew:
+class WorkerPool:
     """Some workers.
 
     Args:
