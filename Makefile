@@ -35,7 +35,7 @@ coverage: $(DEV) ## Run the tests and list the lines that they leave out; takes 
 	$(PY) -m pytest --cov=tinkering --cov-report=term-missing:skip-covered
 
 bench: $(RUNTIME) ## Measure speed and memory, into bench.json; flags: ARGS="--rows factored"
-	@$(PY) -m tinkering bench --out bench.json $(ARGS)
+	@$(PY) -m benchmarks.bench $(ARGS)
 
 wheel-test: $(DEV) ## Build the wheel, install it into an empty environment and use it there
 	@set -e; place=$$(mktemp -d); trap 'rm -rf "$$place"' EXIT; \
@@ -67,7 +67,7 @@ examples: $(RUNTIME) ## Run the demonstration, and the examples in a short form
 
 clean: ## Remove .venv, build products and caches; runs/ stays
 	rm -rf $(VENV) build dist bench.json .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache
-	find tinkering tests examples -name __pycache__ -prune -exec rm -rf {} +
+	find tinkering tests examples benchmarks -name __pycache__ -prune -exec rm -rf {} +
 
 $(PY):
 	@command -v $(PYTHON) > /dev/null || { \

@@ -28,7 +28,6 @@ FLOORS = [
     {"evaluation", "functional"},
     {"tasks", "models"},
     {"__init__"},  # imported for the version alone
-    {"bench"},
     {"cli"},
     {"__main__"},
 ]
@@ -80,6 +79,17 @@ def calls_in(tree):
 
 def test_every_file_is_in_a_room_with_a_floor():
     assert {room_of(path) for path in FILES} == set().union(*FLOORS)
+
+
+def test_measuring_stands_above_the_package():
+    """Nothing in the package imports it, and it needs neither the command line nor Ray."""
+    for path in FILES:
+        assert "benchmarks" not in {module.split(".")[0] for module in modules_in(tree_of(path))}
+    measuring = sorted((HOUSE.parent / "benchmarks" / "bench").glob("*.py"))
+    if not measuring:
+        pytest.skip("not in a checkout")
+    for path in measuring:
+        assert not {"cli", "distributed", "runs", "tasks"} & rooms_in(tree_of(path)), path
 
 
 @files
@@ -138,8 +148,6 @@ def test_only_the_native_room_loads_libraries_and_starts_programs(path):
     if room_of(path) == "native":
         return
     imported = {module.split(".")[0] for module in modules_in(tree_of(path))}
-    if path == HOUSE / "bench" / "processes.py":  # measures starts, and processes of their own
-        imported -= {"subprocess"}
     assert not {"ctypes", "subprocess"} & imported
 
 

@@ -8,15 +8,15 @@ import pytest
 import torch
 from torch import nn
 
-from tinkering.bench import experiment, peers
-from tinkering.bench.clock import Contender, Rates
-from tinkering.bench.experiment import Bench, Comparison, matches
-from tinkering.bench.judge import Target
-from tinkering.bench.networks import NETWORKS, images, network
-from tinkering.bench.processes import peak_bytes
-from tinkering.bench.pure import Pure, frozen, packed
-from tinkering.bench.settings import QUICK, Sizes
-from tinkering.bench.suite import rows_of, selected, suite
+from benchmarks.bench import experiment, peers
+from benchmarks.bench.clock import Contender, Rates
+from benchmarks.bench.experiment import Bench, Comparison, matches
+from benchmarks.bench.judge import Target
+from benchmarks.bench.networks import NETWORKS, images, network
+from benchmarks.bench.processes import peak_bytes
+from benchmarks.bench.pure import Pure, frozen, packed
+from benchmarks.bench.settings import QUICK, Sizes
+from benchmarks.bench.suite import rows_of, selected, suite
 from tinkering.errors import ArgumentError
 from tinkering.layers.onednn import packed_convolutions_work
 
