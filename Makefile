@@ -15,7 +15,7 @@ RUNTIME := $(VENV)/.installed-runtime
 DEV := $(VENV)/.installed-dev
 
 .DEFAULT_GOAL := help
-.PHONY: help run test coverage bench wheel-test examples clean
+.PHONY: help run test test-long coverage bench wheel-test examples clean
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 
@@ -25,11 +25,17 @@ help: ## List these targets
 run: $(RUNTIME) ## Evolve a network on the embedded digits for two minutes; flags: ARGS="--seed 1"
 	@$(PY) -m tinkering evolve $(ARGS)
 
-test: $(DEV) ## Lint, check formats and types, run the tests
+# Two processes, with a thread each where a test asks for no more: most of a test is Python.
+TWO := OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadgroup
+
+test: $(DEV) ## Lint, check formats and types, run the tests: five minutes
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
-	$(PY) -m pytest
+	$(TWO)
+
+test-long: $(DEV) ## Kill runs and workers, change files by chance, endure: the tests that take longest
+	$(PY) -m pytest -m long $(ARGS)
 
 coverage: $(DEV) ## Run the tests and list the lines that they leave out; takes half as long again
 	$(PY) -m pytest --cov=tinkering --cov-report=term-missing:skip-covered

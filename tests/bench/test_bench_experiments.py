@@ -229,6 +229,7 @@ class TestFrozen:
         assert how == "eager"
         assert torch.equal(run(self.TILE), layer(self.TILE))
 
+    @pytest.mark.long
     def test_the_compiled_module_is_the_module(self):
         layer = nn.Linear(3, 2)
         with torch.no_grad():

@@ -6,7 +6,7 @@ from stands import STRATEGIES, Task, after, begin, same_bits
 from tinkering.runs.checkpoint import Checkpoints
 from tinkering.runs.evolve import Limits, evolve
 
-GENERATIONS = 6
+GENERATIONS = 4
 pytestmark = pytest.mark.parametrize("name", STRATEGIES)
 
 

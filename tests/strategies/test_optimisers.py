@@ -172,7 +172,6 @@ class TestStepsThatCannotBeTaken:
             EvolutionStrategy(population=4, learning_rate=lambda _: 1e300, betas=(1 - 2**-53, 0.9)),
             OutputEvolution(learning_rate=1e23),
         ],
-        ids=str,
     )
     def test_are_refused_before_the_first(self, strategy):
         with pytest.raises(ArgumentError) as caught:
