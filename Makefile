@@ -38,7 +38,7 @@ test-long: $(DEV) ## Kill runs and workers, change files by chance, endure: the 
 	$(PY) -m pytest -m long $(ARGS)
 
 coverage: $(DEV) ## Run the tests and list the lines that they leave out; takes half as long again
-	$(PY) -m pytest --cov=tinkering --cov-report=term-missing:skip-covered
+	$(TWO) --cov=tinkering --cov-report=term-missing:skip-covered
 
 bench: $(RUNTIME) ## Measure speed and memory, into bench.json; flags: ARGS="--rows factored"
 	@$(PY) -m benchmarks.bench $(ARGS)
@@ -58,7 +58,10 @@ wheel-test: $(DEV) ## Build the wheel, install it into an empty environment and 
 	venv/bin/tinkering evolve --generations 3 --population 16 --width 2 --out run; \
 	venv/bin/tinkering evaluate run; \
 	venv/bin/python -m doctest -o NORMALIZE_WHITESPACE -o ELLIPSIS README.md; \
-	! venv/bin/python -c "import ray" 2> /dev/null || { echo "Ray is here, and should not be."; exit 1; }; \
+	for absent in ray benchmarks; do \
+		! venv/bin/python -c "import $$absent" 2> /dev/null \
+			|| { echo "$$absent is here, and should not be."; exit 1; }; \
+	done; \
 	! venv/bin/tinkering evolve --workers 2 --out workers 2> said || exit 1; \
 	grep -q "pip install 'tinkering\[ray\]' installs it" said || { cat said; exit 1; }; \
 	echo "The wheel works, and without Ray."

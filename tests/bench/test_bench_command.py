@@ -15,18 +15,12 @@ from benchmarks.bench.judge import Figure, Row, Target
 from benchmarks.bench.settings import QUICK
 from benchmarks.bench.suite import rows_of
 
+pytestmark = pytest.mark.usefixtures("same_threads")
 PARTS = (
     *("call", "fp32", "bf16", "factored", "shared", "vgg", "preact"),
     *("noise", "memory", "peer", "pure"),
 )
 """All but the cold start, which takes a compiler's time."""
-
-
-@pytest.fixture(autouse=True)
-def _threads():
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
 
 
 def called(*words):
@@ -42,7 +36,6 @@ def whole(tmp_path_factory):
     """What a quick run of everything printed, its mistakes, and its file."""
     out = tmp_path_factory.mktemp("bench") / "all.json"
     words = ["--quick", "--rounds", 1, "--threads", 1, "--out", out, "--rows", ",".join(PARTS)]
-    before = torch.get_num_threads()
     # What a process starts from is there already: each of four would import it for seconds.
     multiprocessing.set_forkserver_preload(["torch._dynamo", "benchmarks.bench.processes"])
     with pytest.MonkeyPatch.context() as patched:
@@ -51,11 +44,11 @@ def whole(tmp_path_factory):
             patched.setattr(room, "network", kept)
         patched.setattr(sys, "argv", ["bench", *map(str, words)])
         code, printed, error = called(*words)
-    torch.set_num_threads(before)
     assert code == 0, error
     return printed, error, json.loads(out.read_text())
 
 
+@pytest.mark.long
 class TestEverything:
     def test_every_row_is_in_the_file(self, whole):
         names = [row["name"] for row in whole[2]["rows"]]

@@ -62,13 +62,6 @@ def given(monkeypatch, **rates):
     return prepared
 
 
-@pytest.fixture
-def threads():
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
-
-
 class TestSuite:
     @pytest.mark.parametrize("sizes", [Sizes(), QUICK], ids=["real", "quick"])
     def test_every_row_has_a_name_of_its_own(self, sizes):
@@ -163,7 +156,7 @@ class TestPure:
             torch.testing.assert_close(packed(model, x)(x), model(x), rtol=1e-4, atol=1e-5)
 
     @pytest.mark.skipif(not packed_convolutions_work(torch.bfloat16), reason="no oneDNN bfloat16")
-    @pytest.mark.usefixtures("threads")
+    @pytest.mark.usefixtures("same_threads")
     def test_every_way_runs_as_many_images_as_it_says(self):
         torch.set_num_threads(2)
         model = network("resnet", 2)
@@ -179,7 +172,7 @@ class TestPure:
                 contender.run()
         assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
-    @pytest.mark.usefixtures("threads")
+    @pytest.mark.usefixtures("same_threads")
     def test_its_rows_come_once(self, bench):
         torch.set_num_threads(1)
         rows, ways = taken(bench.pure("vgg", 2, 40))
@@ -263,6 +256,6 @@ class TestPeers:
         assert row.judged.unit == "of our call"
 
 
-@pytest.mark.usefixtures("threads")
+@pytest.mark.usefixtures("same_threads")
 def test_a_peak_is_that_of_a_process_with_pytorch_in_it():
     assert 50e6 < peak_bytes(members=2, width=2, threads=1) < 64e9
