@@ -28,7 +28,7 @@ run: $(RUNTIME) ## Evolve a network on the embedded digits for two minutes; flag
 # Two processes, with a thread each where a test asks for no more: most of a test is Python.
 TWO := OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadgroup
 
-test: $(DEV) ## Lint, check formats and types, run the tests: five minutes
+test: $(DEV) ## Lint, check formats and types, run the tests but the long ones
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
@@ -37,7 +37,7 @@ test: $(DEV) ## Lint, check formats and types, run the tests: five minutes
 test-long: $(DEV) ## Kill runs and workers, change files by chance, endure: the tests that take longest
 	$(PY) -m pytest -m long $(ARGS)
 
-coverage: $(DEV) ## Run the tests and list the lines that they leave out; takes half as long again
+coverage: $(DEV) ## Run the tests and list the lines that they leave out
 	$(TWO) --cov=tinkering --cov-report=term-missing:skip-covered
 
 bench: $(RUNTIME) ## Measure speed and memory, into bench.json; flags: ARGS="--rows factored"
