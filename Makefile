@@ -15,7 +15,7 @@ RUNTIME := $(VENV)/.installed-runtime
 DEV := $(VENV)/.installed-dev
 
 .DEFAULT_GOAL := help
-.PHONY: help run test coverage bench wheel-test examples clean
+.PHONY: help run test test-long coverage bench wheel-test examples clean
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 
@@ -25,17 +25,23 @@ help: ## List these targets
 run: $(RUNTIME) ## Evolve a network on the embedded digits for two minutes; flags: ARGS="--seed 1"
 	@$(PY) -m tinkering evolve $(ARGS)
 
-test: $(DEV) ## Lint, check formats and types, run the tests
+# Two processes, with a thread each where a test asks for no more: most of a test is Python.
+TWO := OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadgroup
+
+test: $(DEV) ## Lint, check formats and types, run the tests but the long ones
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
-	$(PY) -m pytest
+	$(TWO)
 
-coverage: $(DEV) ## Run the tests and list the lines that they leave out; takes half as long again
-	$(PY) -m pytest --cov=tinkering --cov-report=term-missing:skip-covered
+test-long: $(DEV) ## Kill runs and workers, change files by chance, endure: the tests that take longest
+	$(PY) -m pytest -m long $(ARGS)
+
+coverage: $(DEV) ## Run the tests and list the lines that they leave out
+	$(TWO) --cov=tinkering --cov-report=term-missing:skip-covered
 
 bench: $(RUNTIME) ## Measure speed and memory, into bench.json; flags: ARGS="--rows factored"
-	@$(PY) -m tinkering bench --out bench.json $(ARGS)
+	@$(PY) -m benchmarks.bench $(ARGS)
 
 wheel-test: $(DEV) ## Build the wheel, install it into an empty environment and use it there
 	@set -e; place=$$(mktemp -d); trap 'rm -rf "$$place"' EXIT; \
@@ -52,7 +58,10 @@ wheel-test: $(DEV) ## Build the wheel, install it into an empty environment and 
 	venv/bin/tinkering evolve --generations 3 --population 16 --width 2 --out run; \
 	venv/bin/tinkering evaluate run; \
 	venv/bin/python -m doctest -o NORMALIZE_WHITESPACE -o ELLIPSIS README.md; \
-	! venv/bin/python -c "import ray" 2> /dev/null || { echo "Ray is here, and should not be."; exit 1; }; \
+	for absent in ray benchmarks; do \
+		! venv/bin/python -c "import $$absent" 2> /dev/null \
+			|| { echo "$$absent is here, and should not be."; exit 1; }; \
+	done; \
 	! venv/bin/tinkering evolve --workers 2 --out workers 2> said || exit 1; \
 	grep -q "pip install 'tinkering\[ray\]' installs it" said || { cat said; exit 1; }; \
 	echo "The wheel works, and without Ray."
@@ -67,7 +76,7 @@ examples: $(RUNTIME) ## Run the demonstration, and the examples in a short form
 
 clean: ## Remove .venv, build products and caches; runs/ stays
 	rm -rf $(VENV) build dist bench.json .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache
-	find tinkering tests examples -name __pycache__ -prune -exec rm -rf {} +
+	find tinkering tests examples benchmarks -name __pycache__ -prune -exec rm -rf {} +
 
 $(PY):
 	@command -v $(PYTHON) > /dev/null || { \

@@ -42,6 +42,15 @@ settings.register_profile("without deadline", deadline=None)
 settings.load_profile("without deadline")
 
 
+@pytest.hookimpl(tryfirst=True)  # pytest-xdist reads the groups
+def pytest_collection_modifyitems(items):
+    """Keep a file's tests in one process, for what they share; and all that need the cluster."""
+    for item in items:
+        room = item.path.parent
+        together = room if room.name == "distributed" else item.path
+        item.add_marker(pytest.mark.xdist_group(str(together)))
+
+
 @pytest.fixture(autouse=True)
 def _fixed_seed():
     """Tests that draw from torch's global generator draw the same numbers every time."""

@@ -28,7 +28,7 @@ _LARGE = 24 << 20
 Measured on two quiet cores with convolutional networks of 3,000 to 5,000,000 parameters, 4 to 64
 members and 1 to 512 images: below it vmap took 0.03 to 1.1 of the time that the engine took, above
 it 1.06 to 3.4 times as long. Linear layers took 0.02 to 1.2 of it through vmap, whatever their
-size. ``tinkering bench --rows call-`` compares some of these anew.
+size. ``make bench`` compares some of these anew, in the rows ``call-``.
 """
 
 

@@ -5,7 +5,7 @@ import time
 import pytest
 import torch
 
-from tinkering.bench.clock import Contender, Rates, compare
+from benchmarks.bench.clock import Contender, Rates, compare
 
 
 class TestRates:

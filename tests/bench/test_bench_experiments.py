@@ -8,15 +8,15 @@ import pytest
 import torch
 from torch import nn
 
-from tinkering.bench import experiment, peers
-from tinkering.bench.clock import Contender, Rates
-from tinkering.bench.experiment import Bench, Comparison, matches
-from tinkering.bench.judge import Target
-from tinkering.bench.networks import NETWORKS, images, network
-from tinkering.bench.processes import peak_bytes
-from tinkering.bench.pure import Pure, frozen, packed
-from tinkering.bench.settings import QUICK, Sizes
-from tinkering.bench.suite import rows_of, selected, suite
+from benchmarks.bench import experiment, peers
+from benchmarks.bench.clock import Contender, Rates
+from benchmarks.bench.experiment import Bench, Comparison, matches
+from benchmarks.bench.judge import Target
+from benchmarks.bench.networks import NETWORKS, images, network
+from benchmarks.bench.processes import peak_bytes
+from benchmarks.bench.pure import Pure, frozen, packed
+from benchmarks.bench.settings import QUICK, Sizes
+from benchmarks.bench.suite import rows_of, selected, suite
 from tinkering.errors import ArgumentError
 from tinkering.layers.onednn import packed_convolutions_work
 
@@ -60,13 +60,6 @@ def given(monkeypatch, **rates):
     monkeypatch.setattr(experiment, "Pure", Given)
     monkeypatch.setattr(experiment, "compare", compare)
     return prepared
-
-
-@pytest.fixture
-def threads():
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
 
 
 class TestSuite:
@@ -163,7 +156,7 @@ class TestPure:
             torch.testing.assert_close(packed(model, x)(x), model(x), rtol=1e-4, atol=1e-5)
 
     @pytest.mark.skipif(not packed_convolutions_work(torch.bfloat16), reason="no oneDNN bfloat16")
-    @pytest.mark.usefixtures("threads")
+    @pytest.mark.usefixtures("same_threads")
     def test_every_way_runs_as_many_images_as_it_says(self):
         torch.set_num_threads(2)
         model = network("resnet", 2)
@@ -179,7 +172,7 @@ class TestPure:
                 contender.run()
         assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
-    @pytest.mark.usefixtures("threads")
+    @pytest.mark.usefixtures("same_threads")
     def test_its_rows_come_once(self, bench):
         torch.set_num_threads(1)
         rows, ways = taken(bench.pure("vgg", 2, 40))
@@ -229,6 +222,7 @@ class TestFrozen:
         assert how == "eager"
         assert torch.equal(run(self.TILE), layer(self.TILE))
 
+    @pytest.mark.long
     def test_the_compiled_module_is_the_module(self):
         layer = nn.Linear(3, 2)
         with torch.no_grad():
@@ -262,6 +256,6 @@ class TestPeers:
         assert row.judged.unit == "of our call"
 
 
-@pytest.mark.usefixtures("threads")
+@pytest.mark.usefixtures("same_threads")
 def test_a_peak_is_that_of_a_process_with_pytorch_in_it():
     assert 50e6 < peak_bytes(members=2, width=2, threads=1) < 64e9

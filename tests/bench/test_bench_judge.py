@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from tinkering.bench.judge import Figure, Row, Target
+from benchmarks.bench.judge import Figure, Row, Target
 
 
 @pytest.mark.parametrize(

@@ -248,12 +248,6 @@ class TestFlags:
         assert message.startswith(start)
         assert not out.exists()
 
-    @pytest.mark.parametrize("flag", ["--threads", "--rounds", "--memory-members"])
-    def test_of_the_benchmark(self, flag, tmp_path, capsys):
-        words = ["bench", "--quick", flag, "0" if flag != "--threads" else "1000000"]
-        message = refused([*words, "--out", tmp_path / "bench.json"], capsys)
-        assert message.startswith(f"{flag[2:].replace('-', '_')}: needed an integer ")
-
 
 class TestRoom:
     @pytest.mark.parametrize("blocks", [(1, 1, 1, 1), (2, 2, 2, 2), (1, 3, 2, 4)])

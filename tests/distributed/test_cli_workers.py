@@ -187,6 +187,7 @@ def born(pid):
     return (None if words[0] == "Z" else words[19]), name
 
 
+@pytest.mark.long
 class TestProcess:
     def test_ctrl_c_ends_it_well_and_leaves_nothing_behind(self, tmp_path, digits):
         run = Started(digits, tmp_path / "run", 1_000_000)

@@ -187,6 +187,7 @@ class TestLost:
             assert same_bits(two.evaluate(asking(tasks.double), 4), right(4))
         assert two.lost == before + count
 
+    @pytest.mark.long
     @pytest.mark.parametrize("what", [tasks.hang, tasks.stop], ids=["hangs", "is stopped"])
     def test_does_not_answer(self, impatient, tmp_path, what):
         evaluator, said = impatient
@@ -201,6 +202,7 @@ class TestLost:
             f"worker {seat.number} has not answered for 1 s; another one starts in its place",
         ]
 
+    @pytest.mark.long
     def test_a_slow_one_holds_up_nothing_but_itself(self, two, tmp_path):
         start = time.monotonic()
         got = two.evaluate(asking(tasks.OneIsSlow(tmp_path, 3.0)), 1)
@@ -212,6 +214,7 @@ class TestLost:
         while time.monotonic() - start < 3.5:
             assert same_bits(two.evaluate(asking(tasks.double), 7), right(7))
 
+    @pytest.mark.long
     def test_over_one_part_again_and_again(self, two, monkeypatch):
         assert module._MOST_LOSSES == 5
         monkeypatch.setattr(module, "_MOST_LOSSES", 2)

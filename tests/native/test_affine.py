@@ -147,6 +147,7 @@ class TestRounding:
         ordinary = values.isfinite() & (values.abs() > 1e-37)
         assert torch.equal(rounded(values)[ordinary], values.bfloat16()[ordinary])
 
+    @pytest.mark.long
     def test_equals_torch_without_the_processors_instruction(self, tmp_path):
         """Built for any processor, the kernel rounds by itself, and keeps the small ones."""
         code = (

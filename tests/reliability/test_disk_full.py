@@ -14,6 +14,7 @@ from commands import TINY, quiet, write_digits
 
 from tinkering.runs import checkpoint
 
+pytestmark = pytest.mark.long
 WORDS = [
     *TINY,
     "--no-report",

@@ -6,7 +6,10 @@ from importlib.util import find_spec
 import pytest
 from test_short_forms import printed
 
-pytestmark = pytest.mark.skipif(find_spec("ray") is None, reason="ray is missing")
+pytestmark = [
+    pytest.mark.long,
+    pytest.mark.skipif(find_spec("ray") is None, reason="ray is missing"),
+]
 
 
 def test_workers_that_are_killed():

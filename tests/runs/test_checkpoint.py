@@ -281,7 +281,7 @@ MEMORY = """
 
 
 def test_reading_takes_less_than_twice_the_file(tmp_path):
-    megabytes = 200
+    megabytes = 80
     for count in (megabytes, 0):
         words = [sys.executable, "-c", textwrap.dedent(MEMORY), tmp_path, count]
         done = subprocess.run([str(w) for w in words], capture_output=True, text=True, check=True)

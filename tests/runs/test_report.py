@@ -44,9 +44,14 @@ def run(tmp_path):
     return write_run(tmp_path / "a run")
 
 
+@pytest.fixture(scope="module")
+def page(tmp_path_factory):
+    """The page of that run, for those who only read it."""
+    return page_of(write_run(tmp_path_factory.mktemp("read") / "a run"))
+
+
 class TestPage:
-    def test_is_whole_and_asks_for_nothing(self, run):
-        page = page_of(run)
+    def test_is_whole_and_asks_for_nothing(self, page):
         assert page.source.startswith("<!DOCTYPE html>\n<html lang=")
         assert "script" not in page.tags
         assert all(address.startswith("data:") for address in page.addresses)
@@ -56,8 +61,7 @@ class TestPage:
         for picture in page.pictures():
             assert min(matplotlib.image.imread(io.BytesIO(picture)).shape[:2]) > 5
 
-    def test_headings_are_in_order_and_pictures_have_a_text(self, run):
-        page = page_of(run)
+    def test_headings_are_in_order_and_pictures_have_a_text(self, page):
         levels = [level for level, _ in page.headings]
         assert levels[0] == 1
         assert levels.count(1) == 1
@@ -77,8 +81,8 @@ class TestPage:
         assert all(len(image["alt"]) > 20 for image in page.images)
         assert page.source.count("<caption>") == page.tags.count("table") == 5
 
-    def test_says_what_the_run_came_to(self, run):
-        text = page_of(run).text
+    def test_says_what_the_run_came_to(self, page):
+        text = page.text
         assert "Test accuracy 19.00 % 4 of 6 images Test loss 1.0000" in text
         assert "Model-images 576 128 a second Time 4.5 s measurements included" in text
         assert "Generations 9 Ended by time limit" in text
@@ -87,8 +91,7 @@ class TestPage:
         for row in ("1.5 s 3 192 13.00 %", "3.0 s 6 384 16.00 %", "4.5 s 9 576 19.00 %"):
             assert row in text
 
-    def test_confusion_and_mistakes_bear_the_names_of_the_classes(self, run):
-        page = page_of(run)
+    def test_confusion_and_mistakes_bear_the_names_of_the_classes(self, page):
         assert "class images recognised right when said most often taken for" in page.text
         assert "cat 2 50.0 % 50.0 % dog (1)" in page.text
         assert "dog 2 100.0 % 66.7 % owl 2 50.0 % 100.0 % cat (1)" in page.text
@@ -102,8 +105,7 @@ class TestPage:
             "An image of owl, taken for cat.",
         ]
 
-    def test_a_mistakes_picture_is_its_image_as_ink_on_paper(self, run):
-        page = page_of(run)
+    def test_a_mistakes_picture_is_its_image_as_ink_on_paper(self, page):
         pixels = [
             matplotlib.image.imread(io.BytesIO(picture))
             for image, picture in zip(page.images, page.pictures(), strict=True)
@@ -113,8 +115,8 @@ class TestPage:
         grey = [np.unique(np.round(255 * p[..., :3])).tolist() for p in pixels]
         assert grey == [[254.0], [250.0]]
 
-    def test_settings_versions_and_command(self, run):
-        text = page_of(run).text
+    def test_settings_versions_and_command(self, page):
+        text = page.text
         for row in ("width 4", "blocks 1, 1, 1, 1", "network.classes 3", "torch 2.13.0"):
             assert row in text
         exact = "tinkering evolve --data mnist5k --seed 0 --generations 9"
@@ -154,9 +156,8 @@ class TestFiles:
             assert 150 <= height <= 1200, name
 
     def test_a_second_report_replaces_the_first(self, run):
-        page_of(run)
-        names = sorted(path.name for path in run.iterdir())
         assert "Generations 9" in page_of(run).text
+        names = sorted(path.name for path in run.iterdir())
         write_summary(run, 8)
         assert "Generations 8" in page_of(run).text
         assert sorted(path.name for path in run.iterdir()) == names

@@ -28,11 +28,17 @@ def check(found, console, width, images):
     assert all(image["right"] <= width for image in found["images"])
 
 
-@pytest.mark.parametrize("width", [390, 800, 1200, 1280])
-def test_the_page_of_a_run(tmp_path, width):
-    run = write_run(tmp_path / LONG, 40, config={"classes": [LONG, "b", "c"], "data": LONG})
+@pytest.fixture(scope="module")
+def page(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("page") / LONG
+    run = write_run(folder, 40, config={"classes": [LONG, "b", "c"], "data": LONG})
     write_predictions(run, [0] * 60, [1] * 50 + [0] * 10)
-    found, console = browser.look(write_report(run), width, tmp_path)
+    return write_report(run)
+
+
+@pytest.mark.parametrize("width", [390, 800, 1200, 1280])
+def test_the_page_of_a_run(page, tmp_path, width):
+    found, console = browser.look(page, width, tmp_path)
     check(found, console, width, images=4 + 1 + 40 + 1)
     assert found["title"].startswith(LONG)
     assert len(found["columns"].split()) == (1 if width == 390 else 3)
@@ -46,28 +52,32 @@ def test_a_run_that_has_just_begun(tmp_path, width):
     check(*browser.look(write_report(run), width, tmp_path), width, images=0)
 
 
-@WIDTHS
-def test_runs_side_by_side(tmp_path, width):
-    runs = [write_run(tmp_path / f"{LONG}{n}", config={"seed": n}) for n in range(9)]
-    page = write_comparison(runs, tmp_path / "all.html")
-    check(*browser.look(page, width, tmp_path), width, images=4)
+@pytest.fixture(scope="module")
+def nine(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("nine")
+    runs = [write_run(folder / f"{LONG}{n}", config={"seed": n}) for n in range(9)]
+    return write_comparison(runs, folder / "all.html")
 
 
 @WIDTHS
-def test_tables_of_names_and_settings_of_any_length_are_not_cut(tmp_path, width):
+def test_runs_side_by_side(nine, tmp_path, width):
+    check(*browser.look(nine, width, tmp_path), width, images=4)
+
+
+@pytest.fixture(scope="module")
+def wordy(tmp_path_factory):
+    """The page of a run, and that of several, with names and settings of many words."""
+    folder = tmp_path_factory.mktemp("wordy")
     names = ["capital letter A or small a", "a hand-written nine", "ampersand", *"abcdefg"]
     config = {"classes": names, "network": {"blocks": [1] * 4, "width": 4, "classes": 10}}
-    run = write_run(tmp_path / "run", 2000, config=config, every=100)
+    run = write_run(folder / "run", 2000, config=config, every=100)
     write_predictions(run, [*range(10)] * 100, [*range(1, 10), 0] * 100)
     (run / "metrics.jsonl").write_text(
         (run / "metrics.jsonl").read_text().replace('"evaluations": 64', '"evaluations": 1000000')
     )
-    found, console = browser.look(write_report(run), width, tmp_path)
-    check(found, console, width, images=4 + 1 + 40 + 1)
-    assert found["cut"] == ([MATRIX] if width == 390 else [])
     runs = [
         write_run(
-            tmp_path / f"a-run-with-a-name-{n}",
+            folder / f"a-run-with-a-name-{n}",
             config={
                 "seed": n,
                 "sigma": n / 10,
@@ -77,8 +87,16 @@ def test_tables_of_names_and_settings_of_any_length_are_not_cut(tmp_path, width)
         )
         for n in range(4)
     ]
-    page = write_comparison(runs, tmp_path / "all.html")
-    check(*browser.look(page, width, tmp_path), width, images=4)
+    return write_report(run), write_comparison(runs, folder / "all.html")
+
+
+@WIDTHS
+def test_tables_of_names_and_settings_of_any_length_are_not_cut(wordy, tmp_path, width):
+    one, several = wordy
+    found, console = browser.look(one, width, tmp_path)
+    check(found, console, width, images=4 + 1 + 40 + 1)
+    assert found["cut"] == ([MATRIX] if width == 390 else [])
+    check(*browser.look(several, width, tmp_path), width, images=4)
 
 
 def test_the_reader_of_the_console_reads_it(tmp_path):

@@ -15,12 +15,22 @@ def page_of(*runs, out=None):
     return Page(write_comparison(list(runs), out))
 
 
+def write_runs(folder):
+    """Three that differ in their seeds only, and one of another width."""
+    seeds = [write_run(folder / f"s{s}", 6 + 3 * s, config={"seed": s}) for s in range(3)]
+    wide = {"width": 8, "network": {"blocks": [1, 1, 1, 1], "width": 8, "classes": 3}}
+    return [*seeds, write_run(folder / "wide", 30, config=wide)]
+
+
 @pytest.fixture
 def runs(tmp_path):
-    """Three that differ in their seeds only, and one of another width."""
-    seeds = [write_run(tmp_path / f"s{s}", 6 + 3 * s, config={"seed": s}) for s in range(3)]
-    wide = {"width": 8, "network": {"blocks": [1, 1, 1, 1], "width": 8, "classes": 3}}
-    return [*seeds, write_run(tmp_path / "wide", 30, config=wide)]
+    return write_runs(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory):
+    """What their page says."""
+    return page_of(*write_runs(tmp_path_factory.mktemp("read"))).text
 
 
 def test_is_whole_and_asks_for_nothing(runs, tmp_path):
@@ -40,8 +50,7 @@ def test_run_folders_stay_as_they_are(runs, tmp_path):
     assert not (tmp_path / "comparison.html").exists()
 
 
-def test_figures_and_the_settings_that_differ(runs):
-    text = page_of(*runs).text
+def test_figures_and_the_settings_that_differ(text):
     assert "generations a second ended by width seed s0" in text
     assert "s0 16.00 % 1.0000 384 3.0 s 6 128 time limit 4 0" in text
     assert "s2 22.00 % 1.0000 768 6.0 s 12 128 time limit 4 2" in text
@@ -53,8 +62,7 @@ def test_figures_and_the_settings_that_differ(runs):
     assert "runs/" not in same  # where each was written tells nothing
 
 
-def test_median_and_range_of_repeats(runs):
-    text = page_of(*runs).text
+def test_median_and_range_of_repeats(text):
     assert "s0, s1, s2 (seeds 0, 1, 2) median lowest highest" in text
     assert "test accuracy 19.00 % 16.00 % 22.00 %" in text
     assert "model-images 576 384 768" in text

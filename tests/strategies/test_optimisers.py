@@ -175,7 +175,6 @@ class TestStepsThatCannotBeTaken:
             evolution(population=4, learning_rate=lambda _: 1e300, optimiser=SLOW),
             EvolutionStrategy(Activations(), learning_rate=1e23),
         ],
-        ids=str,
     )
     def test_are_refused_before_the_first(self, strategy):
         with pytest.raises(ArgumentError) as caught:

@@ -11,7 +11,6 @@ import tyro
 from rich.console import Console
 
 from tinkering.cli import streams
-from tinkering.cli.bench import Bench
 from tinkering.cli.data import Data
 from tinkering.cli.evaluate import Evaluate
 from tinkering.cli.evolve import Evolve
@@ -25,7 +24,6 @@ Command = (
     | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
     | Annotated[Report, tyro.conf.subcommand("report")]
     | Annotated[Data, tyro.conf.subcommand("data")]
-    | Annotated[Bench, tyro.conf.subcommand("bench")]
 )
 _EXIT_CODES = {DataError: 3, RunBusyError: 5, RunFolderError: 4, OSError: 4, TinkeringError: 2}
 """By what was met; the first that fits counts."""
@@ -35,7 +33,7 @@ def run(args: Sequence[str]) -> int:
     """Run a command and return its exit code: see `tinkering.cli.main.main`."""
     streams.print_whatever_comes()
     words = list(args)
-    command: Evolve | Evaluate | Report | Data | Bench = tyro.cli(
+    command: Evolve | Evaluate | Report | Data = tyro.cli(
         Command,
         prog="tinkering",
         description="Evaluate and evolve populations of neural networks.",

@@ -2,7 +2,7 @@
 
 oneDNN computes on 16 channels or more, whether they are there or not. Where there are few, a
 kernel that also adds the members' noise, the residual and the rectifier is done in less time
-than oneDNN takes for the convolution alone (``tinkering bench``).
+than oneDNN takes for the convolution alone (``make bench``).
 """
 
 from __future__ import annotations

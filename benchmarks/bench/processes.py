@@ -16,11 +16,11 @@ from pathlib import Path
 
 import torch
 
-from tinkering.bench.centred import population
-from tinkering.bench.experiment import Bench, Experiment
-from tinkering.bench.judge import Figure, Row, Target
-from tinkering.bench.networks import images, network
-from tinkering.bench.settings import Sizes
+from benchmarks.bench.centred import population
+from benchmarks.bench.experiment import Bench, Experiment
+from benchmarks.bench.judge import Figure, Row, Target
+from benchmarks.bench.networks import images, network
+from benchmarks.bench.settings import Sizes
 from tinkering.evaluation.entry import evaluate, fastest_dtype
 
 _GB = 1e9

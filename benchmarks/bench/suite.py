@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import partial
 
-from tinkering.bench import centred, explicit, peers, processes
-from tinkering.bench.experiment import Bench, Experiment, matches, pure_name
-from tinkering.bench.judge import Row
-from tinkering.bench.networks import NETWORKS
-from tinkering.bench.settings import Sizes
+from benchmarks.bench import centred, explicit, peers, processes
+from benchmarks.bench.experiment import Bench, Experiment, matches, pure_name
+from benchmarks.bench.judge import Row
+from benchmarks.bench.networks import NETWORKS
+from benchmarks.bench.settings import Sizes
 from tinkering.errors import ArgumentError
 
 

@@ -23,8 +23,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from tinkering.bench.clock import Contender
-from tinkering.bench.networks import images
+from benchmarks.bench.clock import Contender
+from benchmarks.bench.networks import images
 from tinkering.engines.thread_pool import map_in_order
 from tinkering.graph.capture import capture
 from tinkering.graph.program import Fused, Program

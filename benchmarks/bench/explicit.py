@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.func import stack_module_state
 
-from tinkering.bench.clock import Contender
-from tinkering.bench.elsewhere import plain_vmap, plain_ways
-from tinkering.bench.experiment import DTYPE, Bench, Comparison, Experiment, contenders_by_name
-from tinkering.bench.judge import Row, Target
-from tinkering.bench.networks import images, lenet, network, policy
-from tinkering.bench.settings import Sizes
+from benchmarks.bench.clock import Contender
+from benchmarks.bench.elsewhere import plain_vmap, plain_ways
+from benchmarks.bench.experiment import DTYPE, Bench, Comparison, Experiment, contenders_by_name
+from benchmarks.bench.judge import Row, Target
+from benchmarks.bench.networks import images, lenet, network, policy
+from benchmarks.bench.settings import Sizes
 from tinkering.evaluation.entry import forward
 from tinkering.models import get_parallel_forward_pass_fn
 from tinkering.population import StackedPopulation

@@ -1,4 +1,4 @@
-"""``tinkering bench``: the benchmark's rows as they are measured, a table, and a file."""
+"""The command: the benchmark's rows as they are measured, a table, and a file."""
 
 from __future__ import annotations
 
@@ -21,17 +21,32 @@ from rich.live import Live
 from rich.table import Table
 
 import tinkering
-from tinkering.bench.experiment import Bench as Context
-from tinkering.bench.experiment import Experiment
-from tinkering.bench.judge import Figure, Row, bare
-from tinkering.bench.settings import QUICK, Sizes
-from tinkering.bench.suite import selected
-from tinkering.cli.ranges import require_threads
+from benchmarks.bench.experiment import Bench as Context
+from benchmarks.bench.experiment import Experiment
+from benchmarks.bench.judge import Figure, Row, bare
+from benchmarks.bench.settings import QUICK, Sizes
+from benchmarks.bench.suite import selected
 from tinkering.errors import ArgumentError
 
 WIDTH = 100
 """Columns of the table, at most."""
 _MET = {"goal": "goal met", "must": "must met", "missed": "missed"}
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Measure as the words say, those of the process by default, and return an exit code.
+
+    0: done. 2: something was asked for that cannot be done, and the message says what.
+    130: ended by Ctrl-C.
+    """
+    try:
+        command = tyro.cli(Bench, prog="python -m benchmarks.bench", args=args)
+        return command.run(Console(markup=False, highlight=False))
+    except ArgumentError as error:
+        Console(stderr=True, markup=False, highlight=False, soft_wrap=True).print(f"bench: {error}")
+        return 2
+    except KeyboardInterrupt:
+        return 130
 
 
 @dataclass(frozen=True)
@@ -78,7 +93,9 @@ class Bench:
         return 0
 
     def _sizes(self) -> Sizes:
-        require_threads("threads", self.threads)
+        cores = os.cpu_count() or 1
+        if self.threads is not None and not 1 <= self.threads <= cores:
+            raise ArgumentError("threads", f"an integer from 1 to {cores}", self.threads)
         for name in ("rounds", "memory_members"):
             value = getattr(self, name)
             if value is not None and value < 1:

@@ -16,12 +16,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tinkering.bench.clock import Contender
-from tinkering.bench.experiment import Bench, Comparison, Experiment
-from tinkering.bench.explicit import members, parallel_call
-from tinkering.bench.judge import Row
-from tinkering.bench.networks import images
-from tinkering.bench.settings import Sizes
+from benchmarks.bench.clock import Contender
+from benchmarks.bench.experiment import Bench, Comparison, Experiment
+from benchmarks.bench.explicit import members, parallel_call
+from benchmarks.bench.judge import Row
+from benchmarks.bench.networks import images
+from benchmarks.bench.settings import Sizes
 
 _Evaluation = Callable[[], object]
 

@@ -9,11 +9,11 @@ from fnmatch import fnmatchcase
 
 import torch
 
-from tinkering.bench.clock import Contender, Rates, compare
-from tinkering.bench.judge import Figure, Row, Target
-from tinkering.bench.networks import network
-from tinkering.bench.pure import Pure
-from tinkering.bench.settings import Sizes
+from benchmarks.bench.clock import Contender, Rates, compare
+from benchmarks.bench.judge import Figure, Row, Target
+from benchmarks.bench.networks import network
+from benchmarks.bench.pure import Pure
+from benchmarks.bench.settings import Sizes
 
 DTYPE = torch.bfloat16
 """Of pure inference, and of what is compared with it."""

@@ -8,11 +8,11 @@ from functools import partial
 
 from torch import Tensor, nn
 
-from tinkering.bench.clock import Contender
-from tinkering.bench.experiment import DTYPE, Bench, Comparison, Experiment, quotient
-from tinkering.bench.judge import Figure, Row, Target
-from tinkering.bench.networks import images, network
-from tinkering.bench.settings import Sizes
+from benchmarks.bench.clock import Contender
+from benchmarks.bench.experiment import DTYPE, Bench, Comparison, Experiment, quotient
+from benchmarks.bench.judge import Figure, Row, Target
+from benchmarks.bench.networks import images, network
+from benchmarks.bench.settings import Sizes
 from tinkering.engines.thread_pool import map_in_order
 from tinkering.evaluation.batchnorm import norm_scales
 from tinkering.evaluation.entry import forward, plan

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state, vmap
 
-from tinkering.bench.networks import images, network
+from benchmarks.bench.networks import images, network
 
 _ways: dict[str, Callable[[], object]] = {}
 """What a process has been set up to do."""

@@ -1,4 +1,4 @@
-"""``tinkering bench``, from the words to the table and the file."""
+"""``make bench``, from the words to the table and the file."""
 
 import contextlib
 import functools
@@ -10,12 +10,12 @@ import sys
 import pytest
 import torch
 
-from tinkering.bench import centred, experiment, explicit, networks
-from tinkering.bench.judge import Figure, Row, Target
-from tinkering.bench.settings import QUICK
-from tinkering.bench.suite import rows_of
-from tinkering.cli import bench, main
+from benchmarks.bench import centred, command, experiment, explicit, networks
+from benchmarks.bench.judge import Figure, Row, Target
+from benchmarks.bench.settings import QUICK
+from benchmarks.bench.suite import rows_of
 
+pytestmark = pytest.mark.usefixtures("same_threads")
 PARTS = (
     *("call", "fp32", "bf16", "factored", "shared", "vgg", "preact"),
     *("noise", "memory", "peer", "pure"),
@@ -23,18 +23,11 @@ PARTS = (
 """All but the cold start, which takes a compiler's time."""
 
 
-@pytest.fixture(autouse=True)
-def _threads():
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
-
-
 def called(*words):
     """Exit code, standard output and standard error of a command."""
     out, error = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(error):
-        code = main(["bench", *map(str, words)])
+        code = command.main([str(word) for word in words])
     return code, out.getvalue(), error.getvalue()
 
 
@@ -43,20 +36,19 @@ def whole(tmp_path_factory):
     """What a quick run of everything printed, its mistakes, and its file."""
     out = tmp_path_factory.mktemp("bench") / "all.json"
     words = ["--quick", "--rounds", 1, "--threads", 1, "--out", out, "--rows", ",".join(PARTS)]
-    before = torch.get_num_threads()
     # What a process starts from is there already: each of four would import it for seconds.
-    multiprocessing.set_forkserver_preload(["torch._dynamo", "tinkering.bench.processes"])
+    multiprocessing.set_forkserver_preload(["torch._dynamo", "benchmarks.bench.processes"])
     with pytest.MonkeyPatch.context() as patched:
         kept = functools.cache(networks.network)  # each is captured once, not in every experiment
         for room in (centred, experiment, explicit):
             patched.setattr(room, "network", kept)
-        patched.setattr(sys, "argv", ["tinkering", "bench", *map(str, words)])
+        patched.setattr(sys, "argv", ["bench", *map(str, words)])
         code, printed, error = called(*words)
-    torch.set_num_threads(before)
     assert code == 0, error
     return printed, error, json.loads(out.read_text())
 
 
+@pytest.mark.long
 class TestEverything:
     def test_every_row_is_in_the_file(self, whole):
         names = [row["name"] for row in whole[2]["rows"]]
@@ -82,7 +74,7 @@ class TestEverything:
         held = whole[2]
         assert held["threads"] == 1
         assert held["flags"]["quick"] is True
-        assert held["command"][1:3] == ["bench", "--quick"]
+        assert held["command"][:2] == ["bench", "--quick"]
         assert held["versions"]["torch"] == torch.__version__
         assert held["machine"]["processor"]
         assert held["sizes"]["wide"] == QUICK.wide
@@ -92,7 +84,7 @@ class TestEverything:
         for name in ("call-vs-vmap", "factored-w8", "memory-growth", "peer-evox"):
             assert any(line.startswith(f"{name}: ") for line in lines)
         table = lines[next(i for i, line in enumerate(lines) if line.startswith("row  ")) :]
-        assert max(map(len, table)) <= bench.WIDTH
+        assert max(map(len, table)) <= command.WIDTH
         assert all(len(line.split()) > 1 for line in table)  # no name is broken in two
         assert lines[-1].endswith("all.json")
         assert whole[1] == ""
@@ -114,7 +106,9 @@ class TestSomeRows:
     [
         (("--rows", "nothing"), "rows: needed a pattern that fits a row, got 'nothing'."),
         (("--rounds", 0), "rounds: needed an integer of at least 1, got 0."),
-        (("--threads", 0), "threads: needed an integer of at least 1, got 0."),
+        (("--threads", 0), "threads: needed an integer from 1 to "),
+        (("--threads", 1000000), "threads: needed an integer from 1 to "),
+        (("--memory-members", 0), "memory_members: needed an integer of at least 1, got 0."),
         (("--memory-members", 3), "memory_members: needed an even number, got 3."),
     ],
 )
@@ -122,7 +116,7 @@ def test_a_mistake_is_said_and_nothing_is_written(tmp_path, words, said):
     out = tmp_path / "b.json"
     code, printed, error = called("--quick", "--out", out, *words)
     assert (code, printed) == (2, "")
-    assert error.startswith(f"tinkering: {said}")
+    assert error.startswith(f"bench: {said}")
     assert not out.exists()
 
 
@@ -147,4 +141,4 @@ def test_a_file_in_no_folder_is_refused_before_anything_is_measured(tmp_path):
     ],
 )
 def test_a_line_says_what_was_met(row, said):
-    assert bench.line(row) == said
+    assert command.line(row) == said
