@@ -57,7 +57,7 @@ def test_median_and_range_of_repeats(runs):
     text = page_of(*runs).text
     assert "s0, s1, s2 (seeds 0, 1, 2) median lowest highest" in text
     assert "test accuracy 19.00 % 16.00 % 22.00 %" in text
-    assert "model-images 576 384 768" in text
+    assert "forward passes 576 384 768" in text
     assert "time 4.5 s 3.0 s 6.0 s" in text
 
 
@@ -119,7 +119,7 @@ def test_more_runs_than_colours(tmp_path):
 
 
 def test_each_line_is_drawn_in_its_colour(runs, tmp_path):
-    figure = curves.draw([read(runs[0]), read(runs[3])], curves.IMAGES)
+    figure = curves.draw([read(runs[0]), read(runs[3])], curves.PASSES)
     path = tmp_path / "a.png"
     path.write_bytes(canvas.png(figure))
     pixels = matplotlib.image.imread(path)[..., :3]
