@@ -33,7 +33,7 @@ def start(*words, **settings):
 
 class TestProcess:
     def test_the_embedded_digits_from_end_to_end(self, tmp_path):
-        process = start("evolve", *TINY, "--out", "run", cwd=tmp_path)
+        process = start("evolve", *TINY, "--report", "--out", "run", cwd=tmp_path)
         printed, errors = process.communicate(timeout=120)
         assert (process.returncode, errors) == (0, "")
         assert printed.startswith("mnist5k: 4,000 training images, 1,000 held out, 10 classes\n")
@@ -51,8 +51,8 @@ class TestProcess:
 
     def test_ctrl_c_leaves_a_complete_run_folder(self, tmp_path, digits):
         out = tmp_path / "run"
-        words = ["evolve", "--data", digits, *TINY, "--generations", "1000000", "--out", out]
-        process = start(*words)
+        words = ["evolve", "--data", digits, *TINY, "--report", "--generations", "1000000"]
+        process = start(*words, "--out", out)
         try:
             metrics = out / "metrics.jsonl"
             deadline = time.monotonic() + 60

@@ -20,8 +20,8 @@ def seeds(tmp_path_factory, digits):
     """Two runs that differ in their seeds, in one folder."""
     above = tmp_path_factory.mktemp("two")
     for seed in (1, 2):
-        words = ["evolve", "--data", digits, *TINY, "--seed", seed, "--out", above / f"s{seed}"]
-        assert quiet(words)[0] == 0
+        words = ["evolve", "--data", digits, *TINY, "--report", "--seed", seed]
+        assert quiet([*words, "--out", above / f"s{seed}"])[0] == 0
     return above
 
 
@@ -70,7 +70,7 @@ class TestOne:
         command = shlex.split(unescape(re.sub("<[^>]*>", "", code)))
         assert command[0] == "tinkering"
         assert "--seconds" not in command
-        assert quiet([*command[1:], "--out", tmp_path / "b"])[0] == 0
+        assert quiet([*command[1:], "--no-report", "--out", tmp_path / "b"])[0] == 0
         models = [(tmp_path / name / "model.safetensors").read_bytes() for name in "ab"]
         assert models[0] == models[1]
 

@@ -102,7 +102,7 @@ def judge(memory, files, seconds, computed, slower):
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--generations", type=int, default=20_000)
-    parser.add_argument("--strategy", choices=("outputs", "weights"), default="outputs")
+    parser.add_argument("--strategy", choices=("activations", "weights"), default="activations")
     parser.add_argument("--slower", type=float, default=1.1, help="times as slow, at most")
     given = parser.parse_args()
     lines, kept = judge(*endure(given.generations, given.strategy), given.slower)

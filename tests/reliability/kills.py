@@ -35,7 +35,7 @@ from tinkering.tasks.output_classification import OutputClassification
 
 GENERATIONS = 8
 LAST = ("predictions.safetensors",)
-FLAGS = {"outputs": [], "weights": ["--strategy", "weights", "--sigma", "0.02"]}
+FLAGS = {"activations": [], "weights": ["--strategy", "weights", "--sigma", "0.02"]}
 MOMENTS = (
     "half a line written",
     "after a line",

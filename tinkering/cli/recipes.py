@@ -139,7 +139,7 @@ def _said(where: str) -> Callable[[Settings], str]:
 
 
 RECIPES: Mapping[str, Recipe] = {
-    "outputs": Recipe(
+    "activations": Recipe(
         {
             "population": 512,
             "group": 8,
