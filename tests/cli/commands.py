@@ -31,6 +31,7 @@ FILES = [
     "summary.json",
     "throughput.png",
 ]
+WITHOUT_REPORT = [name for name in FILES if not name.endswith((".png", ".html"))]
 TINY = ["--width", "2", "--population", "8", "--generations", "3", "--threads", "1", "--no-report"]
 
 

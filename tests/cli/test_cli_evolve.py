@@ -22,6 +22,8 @@ from tinkering.tasks.classification import Classification
 from tinkering.tasks.output_classification import OutputClassification
 
 pytestmark = pytest.mark.usefixtures("same_threads")
+SHORT = ["--generations", "30", "--averaging", "0.6"]
+"""Enough for those that learn fast."""
 
 
 class TestEvolve:
@@ -119,11 +121,11 @@ class TestEvolve:
     @pytest.mark.parametrize(
         "flags",
         [
-            ["--strategy", "activations"],
-            ["--strategy", "activations", "--fitness", "accuracy"],
+            ["--strategy", "activations", *SHORT],
+            ["--strategy", "activations", "--fitness", "accuracy", *SHORT],
             ["--strategy", "weights", "--sigma", "0.02"],
             ["--strategy", "weights", "--antithetic", "--group", "2", "--sigma", "0.02"],
-            ["--strategy", "weights", "--group", "128", "--images", "16"],  # one batch for all
+            ["--strategy", "weights", "--group", "128", "--images", "16", *SHORT],  # one batch
             ["--strategy", "weights", "--statistics", "renewed", "--learning-rate", "0.05"],
         ],
         ids=" ".join,

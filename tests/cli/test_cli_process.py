@@ -8,7 +8,7 @@ import sys
 import time
 
 import pytest
-from commands import FILES, TINY, measured, plain_module
+from commands import FILES, TINY, WITHOUT_REPORT, measured, plain_module
 
 from tinkering.cli import main
 from tinkering.data import load
@@ -33,13 +33,13 @@ def start(*words, **settings):
 
 class TestProcess:
     def test_the_embedded_digits_from_end_to_end(self, tmp_path):
-        process = start("evolve", *TINY, "--report", "--out", "run", cwd=tmp_path)
+        process = start("evolve", *TINY, "--out", "run", cwd=tmp_path)
         printed, errors = process.communicate(timeout=120)
         assert (process.returncode, errors) == (0, "")
         assert printed.startswith("mnist5k: 4,000 training images, 1,000 held out, 10 classes\n")
         assert "\x1b" not in printed
         assert [path.name for path in tmp_path.iterdir()] == ["run"]
-        assert sorted(path.name for path in (tmp_path / "run").iterdir()) == FILES
+        assert sorted(path.name for path in (tmp_path / "run").iterdir()) == WITHOUT_REPORT
         summary = json.loads((tmp_path / "run" / "summary.json").read_text())
         test = load("mnist5k").test
         pixels = {"mean": test.mean, "std": test.std}
