@@ -6,6 +6,7 @@ import ast
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass, replace
+from functools import cache
 from itertools import pairwise
 from types import MappingProxyType
 from typing import Any, Literal, TypeVar, get_args, get_type_hints
@@ -160,14 +161,18 @@ def choices(literal: Any) -> Any:
     return metavar(f"{{{','.join(get_args(literal))}}}")
 
 
-def facts(command: type) -> dict[str, Facts]:
+@cache
+def facts(command: type) -> Mapping[str, Facts]:
     """Return what is known of each flag of a command, in their order."""
     return {one.name: one.metadata["facts"] for _, one in _flags(command)}
 
 
-def types(command: type) -> dict[str, Any]:
+@cache
+def types(command: type) -> Mapping[str, Any]:
     """Return the type of each flag of a command."""
-    return {one.name: get_type_hints(owner)[one.name] for owner, one in _flags(command)}
+    owners = {one.name: owner for owner, one in _flags(command)}
+    hints = {owner: get_type_hints(owner) for owner in {*owners.values()}}
+    return {name: hints[owner][name] for name, owner in owners.items()}
 
 
 def values(command: Any) -> dict[str, Any]:

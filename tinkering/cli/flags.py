@@ -1,4 +1,7 @@
-"""The flags of ``tinkering evolve``, each with what is known of it; see `tinkering.cli.flag`."""
+"""The flags of ``tinkering evolve``, each with what is known of it; see `tinkering.cli.flag`.
+
+Where the defaults come from: docs/recipes.md.
+"""
 
 from __future__ import annotations
 
