@@ -80,6 +80,6 @@ def run(tmp_path_factory, digits):
 
     out = tmp_path_factory.mktemp("runs") / "a run"
     words = ["evolve", "--data", digits, *TINY, "--seed", "1", "--measure-every", "0"]
-    code, printed = quiet([*words, "--out", out])
+    code, printed = quiet([*words, "--report", "--out", out])
     assert code == 0
     return out, printed

@@ -16,7 +16,7 @@ from benchmarks.bench.settings import Sizes
 from tinkering.engines.thread_pool import map_in_order
 from tinkering.evaluation.batchnorm import norm_scales
 from tinkering.evaluation.entry import forward, plan
-from tinkering.evaluation.validation import InDims
+from tinkering.graph.signature import InDims
 from tinkering.noise import LowRank, Noise, Separable
 from tinkering.population import PerturbedPopulation
 

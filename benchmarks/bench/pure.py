@@ -27,8 +27,10 @@ from benchmarks.bench.clock import Contender
 from benchmarks.bench.networks import images
 from tinkering.engines.thread_pool import map_in_order
 from tinkering.graph.capture import capture
-from tinkering.graph.program import Fused, Program
-from tinkering.layers.centre import layer
+from tinkering.graph.program import Program
+from tinkering.graph.runner import Runner
+from tinkering.graph.signature import sign
+from tinkering.layers.still import StillLayers
 
 _Forward = Callable[[Tensor], Tensor]
 _MANY = 256
@@ -61,21 +63,13 @@ def packed(model: nn.Module, tile: Tensor) -> _Forward:
         model: in eval mode and float32.
         tile: some images, in the dtype of the computation.
     """
-    program = Program(capture(model, tile.float()))
+    program = Program(capture(model, *sign((tile.float(),), {})))
     state = dict(model.named_parameters()) | dict(model.named_buffers())
     values = program.captured.values({name: value.detach() for name, value in state.items()})
-    layers = {
-        step.last.name: layer(
-            step, values, torch.float32 if program.makes_output(step) else tile.dtype
-        )
-        for step in program.fused
-    }
-
-    def call(step: Fused, x: Tensor, residual: Tensor | None) -> Tensor:
-        return layers[step.last.name](x, residual, program.may_overwrite_residual(step))
+    runner = Runner(program, values, StillLayers(program, values, tile.dtype).calls)
 
     def forward(x: Tensor) -> Tensor:
-        return program.run(x, values, call)
+        return runner.run([x])[0]
 
     with torch.no_grad():
         forward(tile)  # packs the weights

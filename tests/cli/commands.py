@@ -17,8 +17,8 @@ FILES = [
     "checkpoints",
     "config.json",
     "confusion.png",
+    "curves-forward-passes.png",
     "curves-generations.png",
-    "curves-model-images.png",
     "curves-time.png",
     "curves.png",
     "filters.png",
@@ -31,7 +31,8 @@ FILES = [
     "summary.json",
     "throughput.png",
 ]
-TINY = ["--width", "2", "--population", "8", "--generations", "3", "--threads", "1"]
+WITHOUT_REPORT = [name for name in FILES if not name.endswith((".png", ".html"))]
+TINY = ["--width", "2", "--population", "8", "--generations", "3", "--threads", "1", "--no-report"]
 
 
 def write_digits(folder, classes=3, train=40, test=30, seed=0, brightness=100):

@@ -1,6 +1,5 @@
 """``tinkering evolve``, from the words to the exit code and what is left on disk."""
 
-import dataclasses
 import io
 import json
 import re
@@ -15,12 +14,15 @@ from rich.console import Console
 
 from tinkering.cli import main
 from tinkering.cli.evolve import Evolve
-from tinkering.cli.recipes import RECIPES
+from tinkering.cli.flag import facts, values, with_values
+from tinkering.cli.flags import Flags
 from tinkering.data import load
 from tinkering.models import BasicBlock, SimpleResNet
 from tinkering.tasks.classification import Classification
 
 pytestmark = pytest.mark.usefixtures("same_threads")
+SHORT = ["--generations", "30", "--averaging", "0.6"]
+"""Enough for those that learn fast."""
 FEW = ["--generations", "20"]
 """A member is rebuilt from its chain in every generation: later ones take longer."""
 
@@ -69,7 +71,7 @@ class TestEvolve:
 
     def test_config_repeats_the_run(self, run, digits, tmp_path):
         config = json.loads((run[0] / "config.json").read_text())
-        fields = {field.name for field in dataclasses.fields(Evolve)} - {"resume", "debug"}
+        fields = {*values(Evolve())} - {"resume", "debug"}
         assert set(config) >= fields | {"network", "pixels", "versions"}
         assert config["network"] == {"blocks": [1, 1, 1, 1], "width": 2, "classes": 3}
         dataset = load(digits)
@@ -104,11 +106,11 @@ class TestEvolve:
                 seen["weights"] = model.linear.weight.tolist()
                 super().__init__(model, dataset, seed=seed, **settings)
 
-            def evaluate(self, population, generation):
+            def fitness(self, population, generation):
                 seen["noise"] = population.stream.seed
-                return super().evaluate(population, generation)
+                return super().fitness(population, generation)
 
-        monkeypatch.setattr("tinkering.cli.recipes.Classification", Spy)
+        monkeypatch.setattr(f"tinkering.cli.recipes.{kind.__name__}", Spy)
         words = ["evolve", "--data", digits, *TINY, "--strategy", strategy]
         quiet([*words, "--seed", "9", "--out", tmp_path])
         torch.manual_seed(9)
@@ -118,11 +120,11 @@ class TestEvolve:
     @pytest.mark.parametrize(
         "flags",
         [
-            ["--strategy", "activations"],
-            ["--strategy", "activations", "--fitness", "accuracy"],
+            ["--strategy", "activations", *SHORT],
+            ["--strategy", "activations", "--fitness", "accuracy", *SHORT],
             ["--strategy", "weights", "--sigma", "0.02"],
             ["--strategy", "weights", "--antithetic", "--group", "2", "--sigma", "0.02"],
-            ["--strategy", "weights", "--group", "128", "--images", "16"],  # one batch for all
+            ["--strategy", "weights", "--group", "128", "--images", "16", *SHORT],  # one batch
             ["--strategy", "weights", "--statistics", "renewed", "--learning-rate", "0.05"],
             ["--strategy", "genetic", "--sigma", "0.03", "--parents", "8", *FEW],
         ],
@@ -133,40 +135,26 @@ class TestEvolve:
         words = ["evolve", "--data", digits, *TINY, "--width", "2", "--population", "128"]
         # In one dtype, whichever this machine is faster at: so few images are a close call.
         words += ["--generations", "60", "--learning-rate", "0.02", "--averaging", "0.8"]
-        words += ["--shift", "0", "--dtype", "float32", "--no-report", *flags]
+        words += ["--shift", "0", "--dtype", "float32", *flags]
         assert quiet([*words, "--out", tmp_path])[0] == 0
         assert json.loads((tmp_path / "summary.json").read_text())["test_accuracy"] > 0.6
 
-    @pytest.mark.parametrize("strategy", RECIPES)
+    @pytest.mark.parametrize("strategy", ["activations", "weights"])
     def test_a_fitness_may_have_defaults_of_its_own(self, strategy, digits, tmp_path):
         seen = {}
         for fitness in ("cross-entropy", "accuracy"):
-            words = ["evolve", "--data", digits, *TINY, "--no-report", "--strategy", strategy]
-            words += [
-                "--fitness",
-                fitness,
-                "--decay",
-                "7",
-                "--parents",
-                "2",
-                "--out",
-                tmp_path / fitness,
-            ]
+            words = ["evolve", "--data", digits, *TINY, "--strategy", strategy]
+            words += ["--fitness", fitness, "--decay", "7", "--out", tmp_path / fitness]
             assert quiet(words)[0] == 0
             seen[fitness] = json.loads((tmp_path / fitness / "config.json").read_text())
-        recipe = RECIPES[strategy]
-        for name, value in recipe.defaults.items():
+        for name, known in facts(Flags).items():
             if name in ("population", "decay"):
                 assert {seen[fitness][name] for fitness in seen} == {8 if name != "decay" else 7}
-                continue
-            assert seen["cross-entropy"][name] == value
-            assert seen["accuracy"][name] == recipe.accuracy.get(name, value)
-
-    @pytest.mark.parametrize(("width", "step"), [(2, 0.004), (8, 0.004), (16, 0.002), (64, 0.0005)])
-    def test_a_wider_network_takes_smaller_steps(self, width, step):
-        for recipe in RECIPES.values():
-            for fitness in ("cross-entropy", "accuracy"):
-                assert recipe.defaults_for(fitness, width)["learning_rate"] == step
+            elif strategy in known.defaults:
+                for fitness, config in seen.items():
+                    assert config[name] == known.default(strategy, fitness, 2)
+            elif known.defaults:  # of another strategy
+                assert seen["accuracy"][name] in (None, False)
 
     @pytest.mark.parametrize(
         ("flags", "said"),
@@ -221,12 +209,12 @@ class TestEvolve:
         for number, line in enumerate(progress, 1):
             assert re.fullmatch(
                 rf"gen {number}  fitness -\d+\.\d{{3}}  accuracy \d+\.\d %  "
-                r"[\d,]+ img/s  \d+:\d\d left",
+                r"[\d,]+ passes/s  \d+:\d\d left",
                 line,
             ), line
         summary = json.loads((out / "summary.json").read_text())
         assert lines[-4].startswith(
-            "Ended by --generations after 3 generations, 243 model-images, "
+            "Ended by --generations after 3 generations, 243 forward passes, "
         )
         assert lines[-4].endswith(
             f"test accuracy {100 * summary['test_accuracy']:.2f} %, "
@@ -240,8 +228,9 @@ class TestEvolve:
     def test_shows_a_bar_in_a_terminal(self, tmp_path, digits):
         file = io.StringIO()
         console = Console(file=file, force_terminal=True, width=100)
-        settings = Evolve(data=digits, width=2, population=8, generations=3, out=tmp_path)
-        assert settings.run(console) == 0
+        command = Evolve(data=digits, width=2, population=8, generations=3)
+        command = with_values(command, {"out": tmp_path, "report": False})
+        assert command.run(console) == 0
         assert "\x1b" in file.getvalue()
         assert "gen 3" in file.getvalue()
         assert "accuracy" in file.getvalue()
@@ -270,7 +259,7 @@ class TestEvolve:
 
     def test_without_out_it_makes_a_folder_in_runs(self, tmp_path, digits, monkeypatch):
         monkeypatch.chdir(tmp_path)
-        assert quiet(["evolve", "--data", digits, *TINY, "--seed", "7"])[0] == 0
+        assert quiet(["evolve", "--data", digits, *TINY, "--report", "--seed", "7"])[0] == 0
         (path,) = (tmp_path / "runs").iterdir()
         assert re.fullmatch(r"[\w.-]+-w2-s7-\d{8}-\d{6}", path.name)
         assert sorted(entry.name for entry in path.iterdir()) == FILES

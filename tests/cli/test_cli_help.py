@@ -12,6 +12,8 @@ from tinkering.cli import main
 from tinkering.cli.data import Get, Show
 from tinkering.cli.evaluate import Evaluate
 from tinkering.cli.evolve import Evolve
+from tinkering.cli.flag import facts
+from tinkering.cli.flags import Flags
 from tinkering.cli.report import Report
 
 
@@ -23,6 +25,13 @@ def documented(command):
         if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr):
             texts[field.target.id] = " ".join(ast.literal_eval(text.value).split())
     return texts
+
+
+def kinds(command):
+    """The classes whose fields are a command's flags: itself, or what it inherits, and groups."""
+    groups = [field.default_factory for field in dataclasses.fields(command)]
+    own = Flags if command is Evolve else command
+    return [own, *filter(dataclasses.is_dataclass, groups)]
 
 
 class TestHelp:
@@ -42,13 +51,17 @@ class TestHelp:
             main([*words, "--help"])
         assert caught.value.code == 0
         printed = " ".join(re.sub(r"[│╭╮╰╯─]", " ", capsys.readouterr().out).split())
-        texts = documented(command)
-        for field in dataclasses.fields(command):
-            assert len(texts[field.name]) > 10
-            assert texts[field.name] in printed
-            if "Positional" not in str(field.type):
-                # A comma where there is a --no- form beside it.
-                assert re.search(rf"--{field.name.replace('_', '-')}[ ,]", printed)
+        for kind in kinds(command):
+            texts = documented(kind)
+            for field in dataclasses.fields(kind):
+                if dataclasses.is_dataclass(field.default_factory):
+                    assert " ".join(inspect.getdoc(field.default_factory).split()) in printed
+                    continue
+                assert len(texts[field.name]) > 10
+                assert texts[field.name] in printed
+                if "Positional" not in str(field.type):
+                    # A comma where there is a --no- form beside it.
+                    assert re.search(rf"--{field.name.replace('_', '-')}[ ,]", printed)
         assert " ".join(inspect.getdoc(command).split()) in printed
 
     @pytest.mark.parametrize(
@@ -63,3 +76,29 @@ class TestHelp:
         printed = capsys.readouterr().out
         for command in commands:
             assert re.search(rf"^[│•\s]+{command}\s+[A-Z]\w+", printed, re.MULTILINE), command
+
+    def test_flags_of_a_strategy_stand_apart(self, capsys, monkeypatch):
+        monkeypatch.setenv("COLUMNS", "100")
+        with pytest.raises(SystemExit):
+            main(["evolve", "--help"])
+        boxes, printed = {}, capsys.readouterr().out
+        assert max(map(len, printed.splitlines())) <= 100
+        for line in printed.splitlines():
+            if title := re.fullmatch(r"([a-z-]*) ?options", line.strip("│╭╮╰╯─- ")):
+                box = boxes.setdefault(title[1], [])
+            elif flag := re.match("[│ ] --([a-z][a-z-]+)", line):
+                box.append(flag[1])
+        own = {
+            "evolution-strategy": ["group", "learning-rate", "decay", "averaging", "shaping"],
+            "activations": ["blur", "readings"],
+            "networks": ["images", "statistics"],
+            "weights": ["antithetic", "rank"],
+            "genetic": ["parents", "elites"],
+        }
+        assert list(boxes) == ["", *own, "worker", "output"]
+        assert {name: boxes[name] for name in own} == own
+        shown = [flag.replace("-", "_") for box in boxes.values() for flag in box]
+        assert shown == list(facts(Flags))
+        said = " ".join(re.sub("[│╭╮╰╯─]", " ", printed).split())
+        for only in ("activations or weights", "activations", "weights or genetic", "genetic"):
+            assert f"Only with --strategy {only}. " in said

@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import os
+import re
 import shutil
 import threading
 import time
@@ -13,11 +14,9 @@ import torch
 from commands import TINY, contents, quiet, refused, write_digits
 from safetensors.torch import load_file, save_file
 
-from tinkering.cli import main, network, ranges
-from tinkering.cli.ranges import shortage
+from tinkering.cli import main, network, room
+from tinkering.cli.room import shortage
 from tinkering.runs.checkpoint import Checkpoints, Progress
-from tinkering.strategies.activations import Activations
-from tinkering.strategies.evolution_strategy import EvolutionStrategy
 
 pytestmark = pytest.mark.usefixtures("same_threads")
 LIMIT = 10
@@ -128,10 +127,14 @@ class TestSettingsOfAFolder:
     @pytest.mark.parametrize(
         "changes",
         [
-            {"versions": "x", "processor": None, "width": 10**6, "blocks": [1, 1, 1, 10**9]},
-            {"network": {"blocks": [1, 1, 1, 10**9], "width": 10**6, "classes": 10**12}},
-            {"command": "tinkering evolve --data 'not closed"},
-            {"classes": ["\ud800", 5, None], "data": "\ud800"},
+            {
+                **{"versions": "x", "processor": None, "width": 10**6, "blocks": [1, 1, 1, 10**9]},
+                **{"classes": ["\ud800", 5, None], "data": "\ud800", "not_compared": [[]]},
+            },
+            {
+                "network": {"blocks": [1, 1, 1, 10**9], "width": 10**6, "classes": 10**12},
+                "command": "tinkering evolve --data 'not closed",
+            },
         ],
         ids=str,
     )
@@ -248,6 +251,15 @@ class TestFlags:
         assert message.startswith(start)
         assert not out.exists()
 
+    def test_of_another_strategy(self, digits, capsys, tmp_path):
+        out = tmp_path / "run"
+        words = ["evolve", "--data", digits, *TINY, "--strategy", "weights", "--blur", "0"]
+        assert refused([*words, "--out", out], capsys) == (
+            "blur: needed --strategy activations, which it belongs to, got 0.0 with --strategy "
+            "weights."
+        )
+        assert not out.exists()
+
 
 class TestRoom:
     @pytest.mark.parametrize("blocks", [(1, 1, 1, 1), (2, 2, 2, 2), (1, 3, 2, 4)])
@@ -259,18 +271,18 @@ class TestRoom:
 
     @pytest.mark.parametrize("free", [10**6, 10**8, 10**10, 10**13])
     def test_the_width_that_is_said_to_fit_does_and_the_next_does_not(self, monkeypatch, free):
-        monkeypatch.setattr(ranges, "free_memory", lambda: free)
+        monkeypatch.setattr(room, "free_memory", lambda: free)
         with pytest.raises(ValueError, match="width: needed an integer from 1 to ") as caught:
-            ranges.require_room_for_network((1, 1, 1, 1), 10**9, 10)
+            room.require_room_for_network((1, 1, 1, 1), 10**9, 10)
         most = int(caught.value.args[1].split()[5].replace(",", ""))
-        ranges.require_room_for_network((1, 1, 1, 1), most, 10)
+        room.require_room_for_network((1, 1, 1, 1), most, 10)
         with pytest.raises(ValueError, match="width: "):
-            ranges.require_room_for_network((1, 1, 1, 1), most + 1, 10)
+            room.require_room_for_network((1, 1, 1, 1), most + 1, 10)
 
     def test_large_runs_that_fit_are_not_refused(self, monkeypatch):
         """Hundreds of billions of parameters, where there are as many bytes as they take."""
-        monkeypatch.setattr(ranges, "free_memory", lambda: 10**14)
-        ranges.require_room_for_network((3, 4, 6, 3), 10_000, 47)
+        monkeypatch.setattr(room, "free_memory", lambda: 10**14)
+        room.require_room_for_network((3, 4, 6, 3), 10_000, 47)
 
     @pytest.mark.parametrize(
         ("error", "said"),
@@ -329,12 +341,12 @@ class TestNames:
         code, said = self.run_in(odd, digits, "utf-8")
         assert code == 0
         assert b"run folder: " + os.fsencode(odd) + b"\n" in said  # it can be copied
-        assert "caf\\udce9" in (odd / "report.html").read_text()
         for command in ("evaluate", "report"):
             with contextlib.redirect_stdout(Written("utf-8")):
                 assert main([command, str(odd)]) == 0
+        assert "caf\\udce9" in (odd / "report.html").read_text()
         with contextlib.redirect_stdout(Written("utf-8")):
-            assert main(["evolve", "--resume", str(odd), "--generations", "4"]) == 0
+            assert main(["evolve", "--resume", str(odd), "--generations", "4", "--no-report"]) == 0
             shutil.copytree(odd, odd.with_name("b"))
             assert main(["report", str(odd), str(odd.with_name("b"))]) == 0
 
@@ -385,8 +397,14 @@ class TestLimits:
         assert quiet(["evolve", "--resume", copy, "--generations", "5"])[0] == 0
         config = json.loads((copy / "config.json").read_text())
         assert config["generations"] == 5
-        assert config["command"].endswith("--keep-checkpoints 3 --if-disk-full end")
-        assert " --generations 3 " in config["command"]
+        assert re.fullmatch(
+            r"tinkering evolve --data idx:\S+ --width 2 --blocks 1 1 1 1 --strategy activations "
+            r"--population 8 --sigma 0\.1 --fitness cross-entropy --shift 2 --generations 3 "
+            r"--measure-every 0\.0 --validation 0 --seed 1 --threads 1 --dtype \w+ --group 8 "
+            r"--learning-rate 0\.004 --decay 200\.0 --averaging 0\.98 --shaping raw --blur 0\.0 "
+            r"--readings 1",
+            config["command"],
+        )
         page = (copy / "report.html").read_text()
         began = page[page.index("It was begun with a limit of its own") :]
         assert "--generations 3<" in began

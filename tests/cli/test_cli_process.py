@@ -8,7 +8,7 @@ import sys
 import time
 
 import pytest
-from commands import FILES, TINY, measured, plain_module
+from commands import FILES, TINY, WITHOUT_REPORT, measured, plain_module
 
 from tinkering.cli import main
 from tinkering.data import load
@@ -39,7 +39,7 @@ class TestProcess:
         assert printed.startswith("mnist5k: 4,000 training images, 1,000 held out, 10 classes\n")
         assert "\x1b" not in printed
         assert [path.name for path in tmp_path.iterdir()] == ["run"]
-        assert sorted(path.name for path in (tmp_path / "run").iterdir()) == FILES
+        assert sorted(path.name for path in (tmp_path / "run").iterdir()) == WITHOUT_REPORT
         summary = json.loads((tmp_path / "run" / "summary.json").read_text())
         test = load("mnist5k").test
         pixels = {"mean": test.mean, "std": test.std}
@@ -51,8 +51,8 @@ class TestProcess:
 
     def test_ctrl_c_leaves_a_complete_run_folder(self, tmp_path, digits):
         out = tmp_path / "run"
-        words = ["evolve", "--data", digits, *TINY, "--generations", "1000000", "--out", out]
-        process = start(*words)
+        words = ["evolve", "--data", digits, *TINY, "--report", "--generations", "1000000"]
+        process = start(*words, "--out", out)
         try:
             metrics = out / "metrics.jsonl"
             deadline = time.monotonic() + 60

@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+import shutil
 from html import unescape
 
 import numpy as np
@@ -16,13 +17,13 @@ pytestmark = pytest.mark.usefixtures("same_threads")
 
 
 @pytest.fixture(scope="module")
-def seeds(tmp_path_factory, digits):
+def seeds(tmp_path_factory, digits, run):
     """Two runs that differ in their seeds, in one folder."""
     above = tmp_path_factory.mktemp("two")
-    for seed in (1, 2):
-        words = ["evolve", "--data", digits, *TINY, "--seed", seed, "--out", above / f"s{seed}"]
-        assert quiet(words)[0] == 0
-    return above
+    shutil.copytree(run[0], above / run[0].name)
+    words = ["evolve", "--data", digits, *TINY, "--seed", "2", "--measure-every", "0", "--report"]
+    assert quiet([*words, "--out", above / "s2"])[0] == 0
+    return above / run[0].name, above / "s2"
 
 
 class TestOne:
@@ -32,7 +33,7 @@ class TestOne:
         assert out.read_text().startswith("<!DOCTYPE html>")
 
     def test_draws_what_evolve_drew(self, seeds):
-        page = seeds / "s1" / "report.html"
+        page = seeds[0] / "report.html"
         before = contents(page.parent)
         assert quiet(["report", page.parent]) == (0, f"{page}\n")
         assert contents(page.parent) == before
@@ -70,22 +71,22 @@ class TestOne:
         command = shlex.split(unescape(re.sub("<[^>]*>", "", code)))
         assert command[0] == "tinkering"
         assert "--seconds" not in command
-        assert quiet([*command[1:], "--out", tmp_path / "b"])[0] == 0
+        assert quiet([*command[1:], "--no-report", "--out", tmp_path / "b"])[0] == 0
         models = [(tmp_path / name / "model.safetensors").read_bytes() for name in "ab"]
         assert models[0] == models[1]
 
 
 class TestSeveral:
     def test_writes_one_page_beside_the_first(self, seeds):
-        out = seeds / "comparison.html"
-        assert quiet(["report", seeds / "s1", seeds / "s2"]) == (0, f"{out}\n")
+        out = seeds[0].parent / "comparison.html"
+        assert quiet(["report", *seeds]) == (0, f"{out}\n")
         page = out.read_text()
         assert "Repeats with other seeds" in page
-        assert "s1, s2 (seeds 1, 2)" in page
+        assert "a run, s2 (seeds 1, 2)" in page
 
     def test_out(self, seeds, tmp_path):
         out = tmp_path / "both.html"
-        assert quiet(["report", seeds / "s1", seeds / "s2", "--out", out]) == (0, f"{out}\n")
+        assert quiet(["report", *seeds, "--out", out]) == (0, f"{out}\n")
         assert [path.name for path in tmp_path.iterdir()] == ["both.html"]
 
 

@@ -114,8 +114,8 @@ class TestOptions:
             assert said == f"in_dims: needed 0 or None for every tensor, got 1. {advice}"
         else:
             assert said == (
-                "in_dims: needed (0, None), (0, 0), or (0, tree), the axes of the population and of "
-                f"the inputs, got {in_dims}."
+                "in_dims: needed (0, None), (0, 0), or (0, tree), the axes of the population and "
+                f"of the inputs, got {in_dims}."
             )
 
 

@@ -802,7 +802,8 @@ class TestRefusals:
 
     def test_images_that_the_module_does_not_take(self):
         assert self.said(ArgumentError, x=torch.zeros(3, 7)).startswith(
-            "inputs: needed examples that Sequential takes, [batch, ...] for each member, got [3, 7]"
+            "inputs: needed examples that Sequential takes, [batch, ...] for each member, got "
+            "[3, 7]"
         )
 
     def test_images_that_are_not_independent(self):

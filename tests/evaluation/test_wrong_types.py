@@ -127,10 +127,10 @@ SAID = {
     "stack": REFUSED,
     "perturb": "perturb: needed Weights or Activations, got 256.",
     "activations y": f"y: needed a tensor, got a list. {TENSOR}",
-    "observations": "x: needed examples that Sequential takes, [batch, ...] for each member, got "
-    f"[4] of torch.float32 (*). {AXIS}",
-    "one observation": "inputs: needed examples that Sequential takes, [batch, ...] for each member, "
-    f"got [4] of torch.float32 (*). {AXIS}",
+    "observations": "inputs: needed examples that Sequential takes, [batch, ...] for each "
+    f"member, got [4] of torch.float32 (*). {AXIS}",
+    "one observation": "inputs: needed examples that Sequential takes, [batch, ...] for each "
+    f"member, got [4] of torch.float32 (*). {AXIS}",
     "lstm vmapped": "Last: no member-wise form of its forward under torch.func.vmap (*) is known.",
     "centre list": "model: needed tensors by name, got a list.",
     "centre values": "model: needed a tensor for 'a', got a float.",

@@ -30,9 +30,9 @@ from tinkering.runs import folder
 from tinkering.runs.checkpoint import Checkpoints
 from tinkering.runs.predictions import load_predictions
 from tinkering.runs.report.reading import read
-from tinkering.strategies.output_evolution import OutputState
+from tinkering.strategies.evolution_strategy import EvolutionState
 
-STATE = OutputState(0, {}, {}, {})
+STATE = EvolutionState(0, {}, {}, {})
 CONSTANT = 64 * MIB
 
 

@@ -22,6 +22,7 @@ CONFIG = {
     "seed": 0,
     "out": "runs/a",
     "tensorboard": False,
+    "not_compared": ["out", "tensorboard"],
     "command": "tinkering evolve --data mnist5k --seconds 30.0 --seed 0",
     "network": {"blocks": [1, 1, 1, 1], "width": 4, "classes": 3},
     "classes": ["cat", "dog", "owl"],
@@ -30,7 +31,7 @@ CONFIG = {
 
 
 def record_of(g, measured=False):
-    """The record of a generation: half a second and 64 model-images each."""
+    """The record of a generation: half a second and 64 forward passes each."""
     return {
         "generation": g,
         "evaluations": 64 * g,

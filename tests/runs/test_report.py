@@ -18,8 +18,8 @@ from tinkering.runs.report import write_report
 
 PICTURES = {
     "confusion.png",
+    "curves-forward-passes.png",
     "curves-generations.png",
-    "curves-model-images.png",
     "curves-time.png",
     "curves.png",
     "filters.png",
@@ -84,7 +84,7 @@ class TestPage:
     def test_says_what_the_run_came_to(self, page):
         text = page.text
         assert "Test accuracy 19.00 % 4 of 6 images Test loss 1.0000" in text
-        assert "Model-images 576 128 a second Time 4.5 s measurements included" in text
+        assert "Forward passes 576 128 a second Time 4.5 s measurements included" in text
         assert "Generations 9 Ended by time limit" in text
         assert "Still going on" not in text
         assert "3 of 3 measurements" in text
@@ -209,7 +209,7 @@ class TestWhatIsMissing:
         change_summary = {**folder.read_json(run / "summary.json"), "generations": 0, "seconds": 0}
         folder.write_json(run / "summary.json", {**change_summary, "evaluations": 0})
         text = page_of(run).text
-        assert "Model-images 0 — a second" in text
+        assert "Forward passes 0 — a second" in text
         assert "Ended by limit of generations" in text
 
     def test_an_older_run(self, run):

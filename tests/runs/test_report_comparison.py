@@ -65,7 +65,7 @@ def test_figures_and_the_settings_that_differ(text):
 def test_median_and_range_of_repeats(text):
     assert "s0, s1, s2 (seeds 0, 1, 2) median lowest highest" in text
     assert "test accuracy 19.00 % 16.00 % 22.00 %" in text
-    assert "model-images 576 384 768" in text
+    assert "forward passes 576 384 768" in text
     assert "time 4.5 s 3.0 s 6.0 s" in text
 
 
@@ -127,7 +127,7 @@ def test_more_runs_than_colours(tmp_path):
 
 
 def test_each_line_is_drawn_in_its_colour(runs, tmp_path):
-    figure = curves.draw([read(runs[0]), read(runs[3])], curves.IMAGES)
+    figure = curves.draw([read(runs[0]), read(runs[3])], curves.PASSES)
     path = tmp_path / "a.png"
     path.write_bytes(canvas.png(figure))
     pixels = matplotlib.image.imread(path)[..., :3]

@@ -18,6 +18,7 @@ from rich.progress import (
 )
 
 from tinkering import data
+from tinkering.cli.flag import documented
 from tinkering.data.progress import DownloadBar
 
 
@@ -40,6 +41,7 @@ class List:
         return 0
 
 
+@documented
 @dataclass(frozen=True)
 class Get:
     """Download a data set, verify its checksum, and say where it lies."""
@@ -63,6 +65,7 @@ class Get:
         return 0
 
 
+@documented
 @dataclass(frozen=True)
 class Show:
     """Draw a grid of labelled images as a PNG, sorted by class."""

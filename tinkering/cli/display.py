@@ -11,7 +11,7 @@ from tinkering.runs.evolve import Limits, Record
 
 
 class RunDisplay:
-    """Shows generation, fitness, accuracy, model-images per second and time left.
+    """Shows generation, fitness, accuracy, forward passes per second and time left.
 
     Args:
         console: where to show it. If it is no terminal, a line is printed for every
@@ -24,7 +24,7 @@ class RunDisplay:
         self._limits = limits
         self._accuracy: float | None = None
         self._bar = Progress(
-            BarColumn(bar_width=10),
+            BarColumn(bar_width=7),
             TextColumn("{task.description}"),
             console=console,
             disable=not console.is_terminal,
@@ -59,7 +59,7 @@ class RunDisplay:
         rate = record["evaluations"] / max(record["seconds"], 1e-9)
         return (
             f"gen {record['generation']:,}  fitness {record['fitness_mean']:.3f}  "
-            f"{accuracy}{rate:,.0f} img/s  {self._time_left(record)} left"
+            f"{accuracy}{rate:,.0f} passes/s  {self._time_left(record)} left"
         )
 
     def _done(self, record: Record) -> float:

@@ -68,7 +68,7 @@ def conclude(
     cut_short = outcome.reason in _EXIT_CODES
     console.print(
         f"{_ENDINGS[outcome.reason]} after {outcome.generations:,} generations, "
-        f"{outcome.evaluations:,} model-images, {outcome.seconds:.0f} s: "
+        f"{outcome.evaluations:,} forward passes, {outcome.seconds:.0f} s: "
         f"test accuracy {100 * outcome.measured['test_accuracy']:.2f} %, "
         f"test loss {outcome.measured['test_loss']:.4f}\n"
         f"run folder: {out}\n"

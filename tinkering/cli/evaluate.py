@@ -11,12 +11,14 @@ from rich.console import Console
 
 from tinkering import data
 from tinkering.cli import network, resume
+from tinkering.cli.flag import documented
 from tinkering.cli.settings import made_with
 from tinkering.errors import ArgumentError
 from tinkering.runs import folder
 from tinkering.tasks.classification import measure_split
 
 
+@documented
 @dataclass(frozen=True)
 class Evaluate:
     """Measure the network of a run on held-out images."""

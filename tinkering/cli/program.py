@@ -14,13 +14,15 @@ from tinkering.cli import streams
 from tinkering.cli.data import Data
 from tinkering.cli.evaluate import Evaluate
 from tinkering.cli.evolve import Evolve
-from tinkering.cli.ranges import shortage
 from tinkering.cli.report import Report
-from tinkering.cli.resume import require_same, saved_flags, with_limits
+from tinkering.cli.resume import changed, saved_flags
+from tinkering.cli.room import shortage
 from tinkering.errors import DataError, RunBusyError, RunFolderError, TinkeringError
 
+_Evolve = tyro.conf.OmitArgPrefixes[Evolve]
+"""Its groups of flags are for ``--help``, and in no flag's name."""
 Command = (
-    Annotated[Evolve, tyro.conf.subcommand("evolve")]
+    Annotated[_Evolve, tyro.conf.subcommand("evolve")]
     | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
     | Annotated[Report, tyro.conf.subcommand("report")]
     | Annotated[Data, tyro.conf.subcommand("data")]
@@ -40,8 +42,8 @@ def run(args: Sequence[str]) -> int:
         args=words or ["--help"],
     )
     try:
-        if isinstance(command, Evolve) and command.resume is not None:
-            command = _resumed(command.resume, command, words[1:])
+        if isinstance(command, Evolve) and command.output.resume is not None:
+            command = _resumed(command.output.resume, command, words[1:])
         return command.run(Console(markup=False, highlight=False))
     except (TinkeringError, OSError) as error:
         return _refuse(error, words)
@@ -67,7 +69,4 @@ def _resumed(folder: Path, given: Evolve, words: list[str]) -> Evolve:
     """Return a run's own flags with what the user asked for besides."""
     saved = saved_flags(folder, given)
     # Read again with the run's flags in the place of defaults: what differs then was asked for.
-    given = tyro.cli(Evolve, prog="tinkering evolve", args=words, default=saved)
-    require_same(saved, given)
-    command: Evolve = with_limits(saved, given)
-    return command
+    return changed(saved, tyro.cli(_Evolve, prog="tinkering evolve", args=words, default=saved))

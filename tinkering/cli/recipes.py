@@ -1,7 +1,4 @@
-"""The ways to evolve that `tinkering evolve` has, and what suits each.
-
-Where the defaults come from: docs/recipes.md.
-"""
+"""The ways to evolve that `tinkering evolve` has: how flags become a strategy and a task."""
 
 from __future__ import annotations
 
@@ -30,34 +27,18 @@ FITNESS: Mapping[str, Fitness] = {
     "cross-entropy": negative_cross_entropy,
     "accuracy": accuracy,
 }
-_WIDTH = 8
-"""That the defaults were found with."""
 Settings = Mapping[str, Any]
 """The flags of `tinkering evolve` by name, with no default left open."""
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """A way to evolve: the defaults of flags, and how they become a strategy and a task."""
+    """A way to evolve: how flags become a strategy and a task."""
 
-    defaults: Mapping[str, int | float | str]
-    accuracy: Mapping[str, int | float | str]
-    """Those that are others with ``--fitness accuracy``."""
     strategy: Callable[[Settings], Any]
     task: Callable[[Settings, nn.Module, Dataset], Any]
     members: Callable[[Settings], str]
     """Says what a generation consists of."""
-
-    def defaults_for(self, fitness: str, width: int) -> Mapping[str, int | float | str]:
-        """Return the defaults with a fitness of `FITNESS`, for a network of this width.
-
-        Adam moves every weight by its step, so what a layer puts out moves in proportion to its
-        inputs, of which a wider network has more: there the step is smaller by as much. See Yang
-        et al. 2021, "Tensor Programs V" (arXiv 2203.03466).
-        """
-        defaults = {**self.defaults, **(self.accuracy if fitness == "accuracy" else {})}
-        step = float(defaults["learning_rate"]) * min(1.0, _WIDTH / max(1, width))
-        return {**defaults, "learning_rate": step}
 
 
 def _groups(settings: Settings) -> int:
@@ -106,7 +87,7 @@ def _task(
         seed=settings["seed"],
         fitness=FITNESS[settings["fitness"]],
         dtype=getattr(torch, settings["dtype"]),
-        statistics=settings["statistics"],
+        statistics=settings["statistics"] or "fixed",
         group=group,
         batch=batch,
         memory=settings["memory"],
@@ -159,67 +140,13 @@ def _said(where: str) -> Callable[[Settings], str]:
     )
 
 
+def _said_of_all(settings: Settings) -> str:
+    return f"{settings['population']:,} members, all on the same {settings['images']:,} images"
+
+
 RECIPES: Mapping[str, Recipe] = {
-    "activations": Recipe(
-        {
-            "population": 512,
-            "group": 8,
-            "sigma": 0.1,
-            "learning_rate": 0.004,
-            "decay": 200.0,
-            "shaping": "raw",
-            "blur": 0.0,
-            "readings": 1,
-            "images": 1,
-            "shift": 2,
-        },
-        {
-            "shaping": "relative",
-            "blur": 2.0,
-            "readings": 1024,
-        },
-        _activations,
-        _activations_task,
-        _said(" at each layer"),
-    ),
-    "weights": Recipe(
-        {
-            "population": 1024,
-            "group": 8,
-            "sigma": 0.005,
-            "learning_rate": 0.004,
-            "decay": 100.0,
-            "shaping": "z-score",
-            "blur": 0.0,
-            "readings": 1,
-            "images": 1,
-            "shift": 0,
-        },
-        {},
-        _weights,
-        _weights_task,
-        _said(""),
-    ),
-    "genetic": Recipe(
-        {
-            "population": 256,
-            "sigma": 0.01,
-            "images": 64,
-            "shift": 0,
-            # There is no estimate and no optimiser: these are of no use here.
-            "group": 8,
-            "learning_rate": 0.004,
-            "decay": 100.0,
-            "shaping": "raw",
-            "blur": 0.0,
-            "readings": 1,
-        },
-        {},
-        _genetic,
-        _genetic_task,
-        lambda settings: (
-            f"{settings['population']:,} members, all on the same {settings['images']:,} images"
-        ),
-    ),
+    "activations": Recipe(_activations, _activations_task, _said(" at each layer")),
+    "weights": Recipe(_weights, _weights_task, _said("")),
+    "genetic": Recipe(_genetic, _genetic_task, _said_of_all),
 }
 """The ways by the name that ``--strategy`` takes."""

@@ -9,10 +9,12 @@ from typing import Annotated
 import tyro
 from rich.console import Console
 
+from tinkering.cli.flag import documented
 from tinkering.errors import ArgumentError
 from tinkering.runs import report
 
 
+@documented
 @dataclass(frozen=True)
 class Report:
     """Draw a run as one HTML page and as PNG pictures, or several runs side by side."""

@@ -6,34 +6,27 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
-_ONLY_ITS_OWN = (
-    "out",
-    "tensorboard",
-    "report",
-    "memory",
-    "workers",
-    "ray_address",
-    "threads_per_worker",
-    "gpus_per_worker",
-    "worker_timeout",
-)
-"""Flags that say where a run writes and who evaluates, and change nothing about what."""
+from tinkering.cli.flag import facts
+from tinkering.cli.flags import Flags
 
 
 def command(flags: Mapping[str, Any]) -> str:
     """Return ``tinkering evolve`` with every flag spelt out, so that defaults may change.
 
+    Without those that say where a run writes and who evaluates, and nothing about what.
+
     Args:
-        flags: the fields of `Evolve` and what each came to; None is a flag not given.
+        flags: of `Flags`, and what each came to; None is a flag not given.
 
     Example:
         >>> flags = {"data": "idx:my digits", "blocks": (1, 1), "threads": None, "out": "runs/a"}
         >>> command({**flags, "antithetic": True})
         "tinkering evolve --data 'idx:my digits' --blocks 1 1 --antithetic"
     """
+    known = facts(Flags)
     words = ["tinkering", "evolve"]
     for name, value in flags.items():
-        if value is None or value is False or name in _ONLY_ITS_OWN:
+        if value is None or value is False or not known[name].repeats:
             continue
         words.append(f"--{name.replace('_', '-')}")
         if value is True:

@@ -4,68 +4,61 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import fields, replace
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import fields
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
 from torch import Tensor
 
-from tinkering.cli import network, ranges, workers
-from tinkering.cli.settings import FRESH, OPEN
+from tinkering.cli import checks, network
+from tinkering.cli.flag import facts, types, values, with_values
+from tinkering.cli.flags import Flags
 from tinkering.errors import ArgumentError, CheckpointError, RunFolderError
 from tinkering.runs import folder
 from tinkering.runs.checkpoint import Progress
 from tinkering.runs.evolve import Limits
 
-Flags = Any
-"""An instance of `tinkering.cli.evolve.Evolve`, which imports this module."""
-MAY_CHANGE = (
-    "seconds",
-    "generations",
-    "measure_every",
-    "checkpoint_every",
-    "keep_checkpoints",
-    "if_disk_full",
-    "tensorboard",
-    "report",
-    *workers.FLAGS,
-    *FRESH,
-)
-"""Flags that change nothing about what a run computes."""
+Command = TypeVar("Command", bound=Flags)
+_FACTS = facts(Flags)
+_MAY_CHANGE = frozenset(name for name, known in _FACTS.items() if known.may_change)
 
 
-def saved_flags(run: Path, like: Flags) -> Flags:
+def saved_flags(run: Path, like: Command) -> Command:
     """Return the flags that a run was begun with.
 
     Args:
         run: the run folder.
-        like: any flags.
+        like: any flags, whose class is that of those returned.
 
     Raises:
         RunFolderError: the folder's ``config.json`` is missing or is none.
     """
     settings = folder.read_json(run / folder.CONFIG)
-    names = [field.name for field in fields(like) if field.name not in FRESH]
+    names = [name for name, known in _FACTS.items() if known.saved]
     missing = [name for name in names if name not in settings]
     if missing:
         found = f"none for {', '.join(missing)}"
         advice = "The run was begun by another release; begin it again."
         raise RunFolderError(run / folder.CONFIG, "the settings of a run", found, advice)
     saved = {name: settings[name] for name in names}
-    hints = get_type_hints(type(like))
-    for name, value in saved.items():
+    for name, hint in types(Flags).items():
+        if name not in saved:
+            continue
+        value = saved[name]
         # A run's settings leave no default open.
-        if not _fits(value, hints[name]) or (name in OPEN and value is None):
+        left_open = value is None and _FACTS[name].is_open(str(saved["strategy"]))
+        if not _fits(value, hint) or left_open:
             raise RunFolderError(run / folder.CONFIG, f"a usable {name}", repr(value)[:60])
-        if type(value) is int and hints[name] is not int and _fits(0.5, hints[name]):
+        if type(value) is int and hint is not int and _fits(0.5, hint):
             saved[name] = _as_float(run, name, value)
     # As JSON has them they are a list and a text. The folder may have been moved.
     saved |= {"blocks": tuple(saved["blocks"]), "out": run}
     with values_of(run, may_be_given=()):
-        ranges.require_in_range(saved)
-    return replace(like, **saved, resume=run, debug=False)
+        checks.require_in_range(saved)
+    own: Command = with_values(like, {**saved, "resume": run, "debug": False})
+    return own
 
 
 def _as_float(run: Path, name: str, value: int) -> float:
@@ -91,7 +84,7 @@ def _fits(value: Any, hint: Any) -> bool:
 
 
 @contextlib.contextmanager
-def values_of(run: Path, may_be_given: Sequence[str] = MAY_CHANGE) -> Iterator[None]:
+def values_of(run: Path, may_be_given: Collection[str] = _MAY_CHANGE) -> Iterator[None]:
     """Have what is wrong with a flag be said of the file that it is from.
 
     Args:
@@ -112,36 +105,32 @@ def values_of(run: Path, may_be_given: Sequence[str] = MAY_CHANGE) -> Iterator[N
         ) from error
 
 
-def require_same(saved: Flags, given: Flags) -> None:
-    """Refuse flags that would make a resumed run another run.
+def changed(saved: Command, given: Command) -> Command:
+    """Return the flags of a run that goes on: its own, with what may change and was given anew.
 
     Args:
         saved: the flags of the run.
-        given: those, but for what the user asked for.
+        given: those, but for what the user asked for. Where that is a limit, the other limit
+            counts no more.
 
     Raises:
-        ArgumentError: (a ``ValueError``) one is different.
+        ArgumentError: (a ``ValueError``) what was given would make it another run.
     """
-    for field in fields(given):
-        before, now = getattr(saved, field.name), getattr(given, field.name)
-        if before != now and field.name not in MAY_CHANGE:
+    before, now = values(saved), values(given)
+    different = [name for name in now if now[name] != before[name]]
+    for name in different:
+        if name not in _MAY_CHANGE:
+            checks.require_of_its_strategy(name, now[name], before["strategy"])
             raise ArgumentError(
-                field.name,
-                f"{before}, as the run was begun",
-                now,
+                name,
+                f"{before[name]}, as the run was begun",
+                now[name],
                 "A run that is resumed goes on as it was; only limits may change.",
             )
-
-
-def with_limits(saved: Flags, given: Flags) -> Flags:
-    """Return the flags with the limits that count: the given ones, where any was given."""
-    if given.seconds == saved.seconds and given.generations == saved.generations:
-        return given
-    return replace(
-        given,
-        seconds=None if given.seconds == saved.seconds else given.seconds,
-        generations=None if given.generations == saved.generations else given.generations,
-    )
+    limits = {"seconds", "generations"}
+    over = limits.difference(different) if limits.intersection(different) else ()
+    own: Command = with_values(given, dict.fromkeys(over))
+    return own
 
 
 def require_not_passed(before: Mapping[str, Any], limits: Limits, progress: Progress) -> None:
@@ -161,15 +150,18 @@ def require_not_passed(before: Mapping[str, Any], limits: Limits, progress: Prog
             raise _passed(name, limit, done)
 
 
-def require_something_left(limits: Limits, progress: Progress) -> None:
-    """Refuse to resume a run that is where its limits end it.
+def what_would_be_left(limits: Limits, progress: Progress) -> str | None:
+    """Return what a run that is where its limits end it came to and could go on to, in words.
 
-    Raises:
-        ArgumentError: (a ``ValueError``) it is.
+    None if there is something left to do.
     """
     for name, limit, done in _limits(limits, progress):
         if limit is not None and limit <= done:
-            raise _passed(name, limit, done)
+            return (
+                f"with {progress.generation:,} generations in {_figure(progress.seconds)} s; "
+                f"a new limit, such as {_further(name, done)}, takes it further"
+            )
+    return None
 
 
 def _limits(
@@ -188,8 +180,12 @@ def _passed(name: str, limit: int | float, done: int | float) -> ArgumentError:
         name,
         f"more than the {_figure(done)} that the run has behind it",
         _figure(limit),
-        f"Say how far it shall go on, such as --{name} {max(1, math.ceil(2 * done))}.",
+        f"Say how far it shall go on, such as {_further(name, done)}.",
     )
+
+
+def _further(name: str, done: int | float) -> str:
+    return f"--{name} {max(1, math.ceil(2 * done))}"
 
 
 def _figure(number: int | float) -> str:

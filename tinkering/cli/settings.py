@@ -14,17 +14,14 @@ import torch
 
 import tinkering
 from tinkering.cli import reproduce
-from tinkering.cli.recipes import RECIPES
+from tinkering.cli.flag import facts
+from tinkering.cli.flags import Flags
 from tinkering.data import Dataset
-from tinkering.engines.memory import default_budget
 from tinkering.errors import ArgumentError
 from tinkering.evaluation.entry import fastest_dtype
+from tinkering.runs.report.settings import NOT_COMPARED
 
-OPEN = frozenset({"memory"}.union(*(recipe.defaults for recipe in RECIPES.values()))) | {"threads"}
-"""Flags that need not be given, and that stand with what they came to in ``config.json``."""
 DEFAULT_SECONDS = 120.0
-FRESH = ("resume", "debug")
-"""Flags that are about a single call of the program, and stand in no file."""
 
 
 def with_validation(dataset: Dataset, count: int) -> Dataset:
@@ -53,21 +50,19 @@ def resolve(given: Mapping[str, Any], dataset: Dataset) -> dict[str, Any]:
         given: the flags by name, None where one was not given.
         dataset: what the run learns from.
     """
-    width, seed = given["width"], given["seed"]
-    name = f"{dataset.name}-w{width}-s{seed}-{time.strftime('%Y%m%d-%H%M%S')}"
+    strategy, fitness, width = given["strategy"], given["fitness"], given["width"]
+    name = f"{dataset.name}-w{width}-s{given['seed']}-{time.strftime('%Y%m%d-%H%M%S')}"
     dtype = str(fastest_dtype()) if given["dtype"] == "auto" else given["dtype"]
     without_limit = given["seconds"] is None and given["generations"] is None
-    defaults = {
-        **RECIPES[given["strategy"]].defaults_for(given["fitness"], width),
-        "memory": default_budget(),
-        "seconds": DEFAULT_SECONDS if without_limit else None,
-    }
     return {
-        **{name: value for name, value in given.items() if name not in FRESH},
-        **{name: value for name, value in defaults.items() if given[name] is None},
+        **{
+            name: known.default(strategy, fitness, width) if given[name] is None else given[name]
+            for name, known in facts(Flags).items()
+            if known.saved
+        },
+        "seconds": DEFAULT_SECONDS if without_limit else given["seconds"],
         "out": str(given["out"] or Path("runs", re.sub(r"[^\w.-]+", "-", name))),
         "dtype": dtype.removeprefix("torch."),
-        "threads": torch.get_num_threads(),
     }
 
 
@@ -81,6 +76,7 @@ def described(flags: Mapping[str, Any], dataset: Dataset) -> dict[str, Any]:
     return {
         **flags,
         "command": reproduce.command(flags),
+        NOT_COMPARED: [n for n, known in facts(Flags).items() if known.saved and not known.repeats],
         "data_sha256": dataset.sha256(),
         "classes": dataset.classes,
         "network": {

@@ -15,9 +15,6 @@ from tinkering.data.folder import PREFIX
 from tinkering.distributed.evaluator import RayEvaluator
 from tinkering.errors import ArgumentError
 
-FLAGS = ("workers", "ray_address", "threads_per_worker", "gpus_per_worker", "worker_timeout")
-"""Flags that say who evaluates, and change nothing about what."""
-
 
 @dataclass(frozen=True)
 class MakeTask:
@@ -54,21 +51,13 @@ def are_asked_for(flags: Mapping[str, Any]) -> bool:
     """Return whether workers are to evaluate, and not this process.
 
     Raises:
-        ArgumentError: (a ``ValueError``) a number is out of range, or something is said of
-            workers, and there are none.
+        ArgumentError: (a ``ValueError``) something is said of workers, and there are none.
     """
-    threads, gpus, timeout = (flags[name] for name in FLAGS[2:])
-    if threads is not None and threads < 1:
-        raise ArgumentError("threads_per_worker", "an integer of at least 1", threads)
-    if not 0 <= gpus < float("inf"):
-        raise ArgumentError("gpus_per_worker", "a finite number of at least 0", gpus)
-    if not 0 < timeout < float("inf"):
-        raise ArgumentError("worker_timeout", "a finite number of seconds above 0", timeout)
     if flags["workers"] is not None or flags["ray_address"] is not None:
         return True
-    for name, value in (("gpus_per_worker", gpus), ("threads_per_worker", threads)):
-        if value:
-            raise ArgumentError(name, "workers to give it to", value, "Say --workers N.")
+    for name in ("gpus_per_worker", "threads_per_worker"):
+        if flags[name]:
+            raise ArgumentError(name, "workers to give it to", flags[name], "Say --workers N.")
     return False
 
 

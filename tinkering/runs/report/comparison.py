@@ -77,7 +77,7 @@ def _figures(run: Run) -> dict[str, str]:
     return {
         "test accuracy": percent(run.final("test_accuracy"), digits=2),
         "test loss": plain(run.final("test_loss"), digits=4),
-        "model-images": count(run.final("evaluations")),
+        "forward passes": count(run.final("evaluations")),
         "time": duration(run.final("seconds")),
         "generations": count(run.final("generations")),
         "a second": count(run.rate),
@@ -90,7 +90,7 @@ def _group(group: Sequence[Run], runs: Sequence[Run], names: Sequence[str]) -> M
     words = {
         "test accuracy": ("test_accuracy", lambda value: percent(value, digits=2)),
         "test loss": ("test_loss", lambda value: plain(value, digits=4)),
-        "model-images": ("evaluations", count),
+        "forward passes": ("evaluations", count),
         "time": ("seconds", duration),
         "generations": ("generations", count),
     }
@@ -118,7 +118,7 @@ def _pictures(runs: Sequence[Run], names: Sequence[str]) -> dict[str, Picture]:
     )
     pictures = {
         over.title: Picture(
-            f"{over.title}.png",
+            f"{over.title.replace(' ', '-')}.png",
             png(curves.draw(runs, over, names)),
             f"Mean fitness and test accuracy of {len(runs)} runs over {over.title}. "
             f"Test accuracy at last: {ends}.",
@@ -130,7 +130,7 @@ def _pictures(runs: Sequence[Run], names: Sequence[str]) -> dict[str, Picture]:
     pictures["throughput"] = Picture(
         "throughput.png",
         png(throughput.draw(runs)),
-        f"Model-images a second over time. On average: {rates}.",
+        f"Forward passes a second over time. On average: {rates}.",
     )
     return pictures
 

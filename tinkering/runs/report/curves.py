@@ -1,4 +1,4 @@
-"""Fitness and held-out accuracy of runs, as lines over generations, model-images or time."""
+"""Fitness and held-out accuracy of runs, as lines over generations, forward passes or time."""
 
 from __future__ import annotations
 
@@ -51,14 +51,14 @@ class Over:
 
 
 GENERATIONS = Over("generation", "generations", ((0.0, 1.0, "generations"),))
-IMAGES = Over(
+PASSES = Over(
     "evaluations",
-    "model-images",
+    "forward passes",
     (
-        (2e9, 1e9, "model-images (billions)"),
-        (2e6, 1e6, "model-images (millions)"),
-        (2e3, 1e3, "model-images (thousands)"),
-        (0.0, 1.0, "model-images"),
+        (2e9, 1e9, "forward passes (billions)"),
+        (2e6, 1e6, "forward passes (millions)"),
+        (2e3, 1e3, "forward passes (thousands)"),
+        (0.0, 1.0, "forward passes"),
     ),
 )
 SECONDS = Over(
@@ -66,7 +66,7 @@ SECONDS = Over(
     "time",
     ((10800.0, 3600.0, "time (h)"), (600.0, 60.0, "time (min)"), (0.0, 1.0, "time (s)")),
 )
-ALL = (GENERATIONS, IMAGES, SECONDS)
+ALL = (GENERATIONS, PASSES, SECONDS)
 
 
 def draw(runs: Sequence[Run], over: Over, names: Sequence[str] = ()) -> Figure:
@@ -85,12 +85,12 @@ def draw(runs: Sequence[Run], over: Over, names: Sequence[str] = ()) -> Figure:
 
 
 def draw_wide(run: Run) -> Figure:
-    """Return fitness beside accuracy over model-images: the one picture for a README."""
+    """Return fitness beside accuracy over forward passes: the one picture for a README."""
     figure = new_figure(9, 3.4)
     left, right = figure.subplots(1, 2)
-    _panels(left, right, [run], IMAGES, [run.name])
+    _panels(left, right, [run], PASSES, [run.name])
     for axes in (left, right):
-        axes.set_xlabel(_unit([run], IMAGES)[1])
+        axes.set_xlabel(_unit([run], PASSES)[1])
     return figure
 
 

@@ -70,7 +70,7 @@ def _figures(run: Run) -> list[tuple[str, str, str]]:
     return [
         ("Test accuracy", percent(run.final("test_accuracy"), digits=2), of_images),
         ("Test loss", plain(run.final("test_loss"), digits=4), "cross-entropy, nats"),
-        ("Model-images", count(run.final("evaluations")), f"{count(run.rate)} a second"),
+        ("Forward passes", count(run.final("evaluations")), f"{count(run.rate)} a second"),
         ("Time", duration(run.final("seconds")), "measurements included"),
         ("Generations", count(run.final("generations")), ""),
         ("Ended by", ending(run.summary), ""),
@@ -83,7 +83,7 @@ def _pictures(run: Run) -> dict[str, Picture]:
     if run.records:
         for over in curves.ALL:
             pictures[over.title] = Picture(
-                f"curves-{over.title}.png",
+                f"curves-{over.title.replace(' ', '-')}.png",
                 png(curves.draw([run], over)),
                 f"Two charts over {over.title}. {_in_words(run)}",
                 f"Over {over.title}",
@@ -91,7 +91,7 @@ def _pictures(run: Run) -> dict[str, Picture]:
         pictures["throughput"] = Picture(
             "throughput.png",
             png(throughput.draw([run])),
-            f"Model-images a second over time; {count(run.rate)} on average.",
+            f"Forward passes a second over time; {count(run.rate)} on average.",
         )
     if run.predictions is not None and len(run.predictions):
         counts = confusion.count_pairs(run.predictions, len(run.classes))

@@ -66,7 +66,7 @@ class Run:
 
     @property
     def rate(self) -> float:
-        """Model-images a second over the whole run."""
+        """Forward passes a second over the whole run."""
         seconds = self.final("seconds")
         return self.final("evaluations") / seconds if seconds > 0 else float("nan")
 

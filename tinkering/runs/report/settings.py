@@ -9,24 +9,11 @@ from typing import Any
 from tinkering.runs.report.reading import Run
 
 VERSIONS = "versions"
-_APART = ("command", "classes", VERSIONS)
+NOT_COMPARED = "not_compared"
+"""Of ``config.json``: names of settings that say where a run writes, who evaluates and with how
+much room; what it learns is the same."""
+_APART = ("command", "classes", VERSIONS, NOT_COMPARED)
 """What ``config.json`` holds that is not a setting of the run."""
-_ONLY_ITS_OWN = (
-    "out",
-    "tensorboard",
-    "report",
-    "memory",
-    "plan",
-    "checkpoint_every",
-    "keep_checkpoints",
-    "if_disk_full",
-    "workers",
-    "ray_address",
-    "gpus_per_worker",
-    "threads_per_worker",
-    "worker_timeout",
-)
-"""Settings that say where a run writes and with how much room; what it learns is the same."""
 
 
 def rows(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -59,7 +46,9 @@ def versions(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def compared(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return what tells one run from another: settings and versions, and not where it wrote."""
-    named = {name: value for name, value in rows(config).items() if name not in _ONLY_ITS_OWN}
+    own = config.get(NOT_COMPARED)
+    apart = {"plan", *(map(str, own) if isinstance(own, list) else ())}
+    named = {name: value for name, value in rows(config).items() if name not in apart}
     return named | {f"versions.{name}": value for name, value in versions(config).items()}
 
 

@@ -1,4 +1,4 @@
-"""Model-images a second, over the time of a run."""
+"""Forward passes a second, over the time of a run."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ _WINDOWS = 100
 def rates(
     seconds: Float64[np.ndarray, " n"], evaluations: Float64[np.ndarray, " n"]
 ) -> tuple[Float64[np.ndarray, " edges"], Float64[np.ndarray, " windows"]]:
-    """Return windows of equal length, and the model-images a second in each.
+    """Return windows of equal length, and the forward passes a second in each.
 
     A generation that lies in two windows counts in both, with its share.
 
     Args:
         seconds: when each generation ended.
-        evaluations: model-images up to then.
+        evaluations: forward passes up to then.
 
     Example:
         >>> edges, rate = rates(np.array([1.0, 2.0]), np.array([50.0, 150.0]))
@@ -53,7 +53,7 @@ def draw(runs: Sequence[Run]) -> Figure:
     if len(runs) == 1 and np.isfinite(runs[0].rate):
         axes.axhline(runs[0].rate, color="#777777", linewidth=1, linestyle=(0, (4, 3)))
     axes.set_xlabel(label)
-    axes.set_ylabel("model-images a second")
+    axes.set_ylabel("forward passes a second")
     axes.set_ylim(bottom=0)
     axes.margins(x=0.01)
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
