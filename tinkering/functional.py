@@ -205,7 +205,7 @@ def _through_the_engine(
         return None
     with torch.no_grad():
         run = sequential.prepare(job)
-        logits = torch.cat([results[0] for _, results in run(batch, made.tiles, False)])
+        logits = torch.cat([results[0] for _, results in run(batch, made)])
         result: Tensor = network.result.tree.filled([logits])
         return result
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import Tensor, fx
@@ -12,6 +11,7 @@ from torch import Tensor, fx
 from tinkering.engines.memory import work_of
 from tinkering.errors import UnsupportedLayerError
 from tinkering.graph.batch_axis import place_images
+from tinkering.graph.branch import Branch, branch_at
 from tinkering.graph.program import CONVOLUTIONS, LINEAR, Fused, Program, arguments, name_of
 from tinkering.layers.centre import Values, fold
 
@@ -83,14 +83,8 @@ class Target:
     """What its noise is called."""
     sharing: tuple[EvolvingStep, ...]
     """Its parameters, and those of steps whose results are added to it and to nothing else."""
-    position: int
-    """Of the step in its program."""
-    needed: tuple[fx.Node, ...]
-    """The values that later steps read."""
-    along_images: frozenset[fx.Node]
-    """Those of them that differ between images."""
-    counts: Mapping[fx.Node, Callable[[int], int]]
-    """Those of them that are a number, by the number of images."""
+    branch: Branch
+    """Where its members part from the centre."""
     cost: float
     """Of the steps behind it, by the whole forward."""
 
@@ -160,33 +154,14 @@ def _is_summand(steps: Program, step: Fused) -> bool:
 def _target(
     steps: Program, step: Fused, position: int, name: str, shares: tuple[EvolvingStep, ...]
 ) -> Target:
-    images = steps.captured.examples
-    depends = {node for node in steps.inputs if node.name in steps.captured.batched}
-    for node in steps.captured.graph.nodes:
-        if any(source in depends for source in node.all_input_nodes):
-            depends.add(node)
-    needed = tuple(steps.needed_after(position))
-    counts = {
-        node: partial(_count, node, images)
-        for node in needed
-        if isinstance(node.meta["val"], torch.SymInt)
-    }
-    along = depends & set(needed) - counts.keys()
-    own = name.split(":")[0]
-    for node in {step.last, *along}:
-        placement = place_images(node, images) if node in depends else None
-        if placement is None or not placement.is_first:
-            operation = f"{step.layer.target} on images that are not along axis 0"
-            raise UnsupportedLayerError(own, operation)
+    branch = branch_at(steps, position)
+    placement = place_images(step.last, steps.captured.examples)
+    if branch is None or placement is None or not placement.is_first:
+        operation = f"{step.layer.target} on images that are not along axis 0"
+        raise UnsupportedLayerError(name.split(":")[0], operation)
     work = [work_of(each) if isinstance(each, Fused) else 0 for each in steps.steps]
     cost = sum(work[position + 1 :]) / max(1, sum(work))
-    return Target(step, name, shares, position, needed, frozenset(along), counts, cost)
-
-
-def _count(node: fx.Node, images: fx.Node, count: int) -> int:
-    """Return the value of a number that depends on how many images there are."""
-    symbol = images.meta["val"].shape[0].node.expr
-    return int(node.meta["val"].node.expr.subs(symbol, count))
+    return Target(step, name, shares, branch, cost)
 
 
 def _evolving(steps: Program, step: Fused, names: set[str], values: Values) -> EvolvingStep | None:

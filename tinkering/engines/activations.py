@@ -33,6 +33,7 @@ from tinkering.engines.planning import Plan
 from tinkering.engines.rating import Rater, rated
 from tinkering.engines.thread_pool import map_in_order
 from tinkering.errors import ArgumentError, UnsupportedLayerError
+from tinkering.graph.branch import for_each_example, pixels_first
 from tinkering.graph.program import Fused, Program, name_of
 from tinkering.graph.runner import Runner
 from tinkering.graph.signature import Batch
@@ -222,7 +223,7 @@ class _Run:
             if isinstance(step, Fused) and step in targets:
                 target = targets[step]
                 inputs = {name_of(one.step): given[name_of(one.step)] for one in target.sharing}
-                needed = {node: known[places[node.name]] for node in target.needed}
+                needed = target.branch.values(runner, known)
                 passed.append(_Passed(target, known[places[name_of(step)]], inputs, needed))
         first = self._population.first + part.start
         blur = self._blur(runner.results(known)[0], first)
@@ -241,7 +242,7 @@ class _Run:
         """Perturb one layer's result, and let every member go on from there."""
         members, stream = self._population.samples, self._population.stream
         target, result = centre.target, centre.result
-        flat = _pixels_first(result).flatten(1)
+        flat = pixels_first(result).flatten(1)
         amount = self._population.sigma * _size(flat.float(), target.step.relu)
         mask = (flat > 0) if target.step.relu else torch.ones_like(flat, dtype=torch.bool)
         first, count = self._population.first + part.start, part.stop - part.start
@@ -262,10 +263,10 @@ class _Run:
         members, readings = self._population.samples, blur.shape[1]
         read = []
         for result in results:
-            value = widened(result).unsqueeze(1).expand(-1, readings, *result.shape[1:])
+            value = widened(result).view(-1, members, 1, *result.shape[1:])
             if self._population.blur:
-                value = value + blur.repeat_interleave(members, 0)
-            read.append(value.clone() if value.is_floating_point() else value)
+                value = value + blur.unsqueeze(1)
+            read.append(value.flatten(0, 1))
         rater = replace(
             self._rater, targets=self._rater.targets.of_examples(part, members, readings)
         )
@@ -274,18 +275,10 @@ class _Run:
     def _rest(self, centre: _Passed, moved: Tensor) -> list[Tensor]:
         """Return what the module makes of members whose layer's result is `moved`."""
         target, runner = centre.target, self._members
-        known = runner.begin([])
-        for node, value in centre.needed.items():
-            place = runner.places[node.name]
-            known[place] = value
-            if node in target.along_images:
-                known[place] = _repeated(value, self._population.samples)
-            elif node in target.counts:
-                known[place] = target.counts[node](len(moved))
+        repeated = partial(for_each_example, times=self._population.samples)
+        known = target.branch.entered(runner, centre.needed, repeated, len(moved))
         known[runner.places[name_of(target.step)]] = moved
-        for _ in runner.go_on(known, target.position):
-            pass
-        return runner.results(known)
+        return runner.finish(known, target.branch.position)
 
 
 def _size(flat: Tensor, rectified: bool) -> Tensor:
@@ -300,21 +293,7 @@ def _size(flat: Tensor, rectified: bool) -> Tensor:
     return torch.where(size > 0, size, 1.0)
 
 
-def _pixels_first(value: Tensor) -> Tensor:
-    """Return a value with channels last, where its memory has them so; else as it is."""
-    if value.dim() == 4 and value.is_contiguous(memory_format=torch.channels_last):
-        return value.permute(0, 2, 3, 1)
-    return value
-
-
 def _pixels_last(flat: Tensor, like: Tensor) -> Tensor:
-    """Return numbers in the order of `_pixels_first` in the shape of a value."""
-    value = flat.reshape(-1, *_pixels_first(like).shape[1:])
-    return value if _pixels_first(like) is like else value.permute(0, 3, 1, 2)
-
-
-def _repeated(value: Tensor, times: int) -> Tensor:
-    """Return every image's value for each of its members."""
-    first = _pixels_first(value)
-    many = first.repeat_interleave(times, 0)
-    return many if first is value else many.permute(0, 3, 1, 2)
+    """Return numbers in the order of `pixels_first` in the shape of a value."""
+    value = flat.reshape(-1, *pixels_first(like).shape[1:])
+    return value if pixels_first(like) is like else value.permute(0, 3, 1, 2)

@@ -14,10 +14,12 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor, fx
 
-from tinkering.engines.job import Job, Run, Tiles, widened
+from tinkering.engines.job import Job, widened
+from tinkering.engines.planning import Plan, Run
 from tinkering.engines.thread_pool import map_in_order
 from tinkering.errors import UnsupportedLayerError
 from tinkering.graph.batch_axis import Placement, place_images
+from tinkering.graph.branch import Branch, for_each_member
 from tinkering.graph.capture import has_batch_statistics
 from tinkering.graph.program import (
     CONVOLUTIONS,
@@ -71,37 +73,64 @@ class FactoredForward:
         }
         self._runner = Runner(program, values, layers, nodes)
 
-    def __call__(self, batch: Batch, noise: MembersNoise, images: int) -> list[Tensor]:
+    def shared(self, branch: Branch, batch: Batch) -> Shared:
+        """Return what all members have in common on some examples, from where they part."""
+        return branch, branch.passed(self._runner, batch.of_member(0))
+
+    def __call__(
+        self, batch: Batch, noise: MembersNoise, images: int, shared: list[Shared] | None = None
+    ) -> list[Tensor]:
         """Return what some members make of their batches, ``[members, batch, ...]`` each.
 
         Args:
             batch: theirs.
             noise: theirs.
             images: examples at a time.
+            shared: what they have in common, on so many examples each; None to begin with the
+                first layer.
         """
+        common: list[Shared | None] = [None] * -(-batch.examples // images)
+        common = common if shared is None else [*shared]
         step = max(1, images // batch.examples)
         if step >= batch.members and images >= batch.examples:
-            return self._run(batch, noise, slice(0, batch.members))
+            return self._run(batch, noise, slice(0, batch.members), common[0])
         rows = []
         for start in range(0, batch.members, step):
             some = slice(start, min(start + step, batch.members))
             pieces = batch.of_members(some).of_examples(images)
-            parts = [self._run(piece, noise, some) for piece in pieces]
+            parts = [
+                self._run(piece, noise, some, held)
+                for piece, held in zip(pieces, common, strict=True)
+            ]
             rows.append(parts[0] if len(parts) == 1 else _joined(parts, 1))
         return rows[0] if len(rows) == 1 else _joined(rows, 0)
 
-    def _run(self, batch: Batch, noise: MembersNoise, members: slice) -> list[Tensor]:
+    def _run(
+        self, batch: Batch, noise: MembersNoise, members: slice, shared: Shared | None
+    ) -> list[Tensor]:
         """Return what members make of their examples, run as one batch."""
-        inputs = batch.folded()
-        results = self._runner.run(inputs, noise.tile(members, batch.examples))
-        held = {value.untyped_storage().data_ptr() for value in inputs}
+        tile = noise.tile(members, batch.examples)
+        inputs: list[Tensor] = []
+        if shared is None:
+            inputs = batch.folded()
+            results = self._runner.run(inputs, tile)
+        else:
+            branch, values = shared
+            spread = partial(for_each_member, members=batch.members)
+            held = branch.entered(self._runner, values, spread, batch.members * batch.examples)
+            results = self._runner.finish(held, branch.position, tile)
+        given = {value.untyped_storage().data_ptr() for value in inputs}
         shaped = []
         for result in results:
             # A forward may hand its input on, which is the caller's.
-            is_own = result.untyped_storage().data_ptr() not in held
+            is_own = result.untyped_storage().data_ptr() not in given
             result = widened(result if is_own else result.clone())
             shaped.append(result.view(batch.members, batch.examples, *result.shape[1:]))
         return shaped
+
+
+Shared = tuple[Branch, dict[fx.Node, Any]]
+"""Where members part, and the values of the path before it, on some examples."""
 
 
 def _joined(parts: list[list[Tensor]], axis: int) -> list[Tensor]:
@@ -260,33 +289,39 @@ def prepare(job: Job) -> Run:
         raise UnsupportedLayerError(
             type(job.model).__name__, "its forward (the images of a batch are not independent)"
         )
-    return _Factored(forward, population)
+    return _Factored(job, forward, population)
 
 
 class _Factored:
     """Members around their centre, a tile of them at a time."""
 
-    def __init__(self, forward: FactoredForward, population: PerturbedPopulation) -> None:
-        self._forward, self._population = forward, population
+    def __init__(self, job: Job, forward: FactoredForward, population: PerturbedPopulation) -> None:
+        self._job, self._forward, self._population = job, forward, population
         self._kept: dict[tuple[int, int], MembersNoise] = {}
 
-    def __call__(
-        self, batch: Batch, tiles: Tiles, keeps: bool
-    ) -> Iterator[tuple[slice, list[Tensor]]]:
+    def __call__(self, batch: Batch, plan: Plan) -> Iterator[tuple[slice, list[Tensor]]]:
+        tiles, shared = plan.tiles, None
+        branch = self._job.branch if plan.shares else None
+        if branch is not None:
+            pieces = list(batch.of_examples(tiles.images))
+            passed = partial(self._forward.shared, branch)
+            shared = list(map_in_order(passed, pieces, tiles.threads))
         portions = list(tiles.of_members(len(self._population)))
-        one = partial(self._portion, batch, tiles.images, keeps)
+        one = partial(self._portion, batch, plan, shared)
         yield from zip(portions, map_in_order(one, portions, tiles.threads), strict=True)
 
-    def _portion(self, batch: Batch, images: int, keeps: bool, members: slice) -> list[Tensor]:
+    def _portion(
+        self, batch: Batch, plan: Plan, shared: list[Shared] | None, members: slice
+    ) -> list[Tensor]:
         # Noise is drawn here, by the thread that needs it, while it is in its cache.
         key = members.start, members.stop
         noise = self._kept.get(key)
         if noise is None:
             part = self._population[members]
             noise = MembersNoise(part.draw(), part.sigma)
-            if keeps:
+            if plan.keeps:
                 self._kept[key] = noise
-        return self._forward(batch.of_members(members), noise, images)
+        return self._forward(batch.of_members(members), noise, plan.tiles.images, shared)
 
 
 @torch.no_grad()

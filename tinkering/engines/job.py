@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from tinkering.engines.network import Network
+from tinkering.graph.branch import Branch
 from tinkering.graph.probe import LOCK
 from tinkering.graph.program import Program
 from tinkering.graph.signature import Batch
@@ -52,6 +53,13 @@ class Job:
     def random(self) -> bool:
         """Whether the forward draws random numbers: active dropout."""
         return self.network.random
+
+    @cached_property
+    def branch(self) -> Branch | None:
+        """Where members part; None where nothing is computed alike for all of them."""
+        if self.program is None:
+            return None
+        return self.network.branch(self.population.differing)
 
     @cached_property
     def own(self) -> dict[str, Tensor]:
@@ -150,12 +158,6 @@ class Tiles:
         """
         for start in range(0, count, self.members):
             yield slice(start, min(start + self.members, count))
-
-
-Run = Callable[[Batch, Tiles, bool], Iterator[tuple[slice, list[Tensor]]]]
-"""What an engine prepares: ``(batch, tiles, keeps)``. It yields some members at a time, and the
-tensors of what they return, ``[members, batch, ...]`` each, fractions in float32. With `keeps`,
-what it makes of members' weights and noise stays for the next call."""
 
 
 def narrowed(value: Tensor, dtype: torch.dtype) -> Tensor:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from tinkering.engines.memory import Footprint, footprint
+from tinkering.graph.branch import Branch, shared_branch
 from tinkering.graph.capture import NotCapturedError, capture
 from tinkering.graph.copies import skeleton
 from tinkering.graph.fingerprint import digest, fingerprint
@@ -46,6 +47,16 @@ class Network:
     def footprint(self) -> Footprint:
         """What an example takes; only where there is a program."""
         return footprint(self.steps("the module"))
+
+    def branch(self, differing: frozenset[str]) -> Branch | None:
+        """Return where members part that have values of their own of these names."""
+        if differing not in self._branches:
+            self._branches[differing] = shared_branch(self.steps("the module"), differing)
+        return self._branches[differing]
+
+    @cached_property
+    def _branches(self) -> dict[frozenset[str], Branch | None]:
+        return {}
 
     def steps(self, name: str) -> Program:
         """Return the module's steps.

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from tinkering.engines import memory
 from tinkering.engines.job import Job, Tiles
@@ -53,6 +55,8 @@ class Plan:
     """Bytes that it may take."""
     keeps: bool = False
     """Whether members' noise, or their packed weights, are made once for all calls."""
+    shares: bool = False
+    """Whether layers before the first that differs between members are computed once for all."""
     notes: tuple[str, ...] = ()
     """What else is worth knowing, such as what could not be made fast."""
 
@@ -119,7 +123,16 @@ def make_plan(
     needed, kept = sizes.needed(tiles), sizes.kept()
     keeps = may_keep and needed + kept <= budget
     needed += kept if keeps else 0
-    return Plan(engine, reason, tiles, job.dtype, needed, budget, keeps, _notes(job))
+    branch = job.branch if batch.is_shared and members > 1 and engine != "vmapped" else None
+    held = examples * sum(map(memory.size_of, branch.batched)) if branch else 0
+    shares = branch is not None and needed + held <= budget
+    needed += held if shares else 0
+    return Plan(engine, reason, tiles, job.dtype, needed, budget, keeps, shares, _notes(job))
+
+
+Run = Callable[[Batch, Plan], Iterator[tuple[slice, list[Tensor]]]]
+"""What an engine prepares: it yields some members at a time, and the tensors of what they return,
+``[members, batch, ...]`` each, of floating-point dtypes in float32."""
 
 
 def _portion(members: int, threads: int, run: int) -> int:

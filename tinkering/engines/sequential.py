@@ -8,12 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import partial
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 
-from tinkering.engines.job import Job, Run, Tiles, widened
+from tinkering.engines.job import Job, widened
+from tinkering.engines.planning import Plan, Run
 from tinkering.engines.thread_pool import map_in_order
+from tinkering.graph.branch import Branch
 from tinkering.graph.copies import skeleton
 from tinkering.graph.program import Fused, Program, name_of
 from tinkering.graph.runner import Runner
@@ -35,21 +38,39 @@ class _Fused:
         self._job, self._program = job, program
         self._kept: dict[int, Runner] = {}
 
-    def __call__(
-        self, batch: Batch, tiles: Tiles, keeps: bool
-    ) -> Iterator[tuple[slice, list[Tensor]]]:
-        members = range(len(self._job.members))
-        one = partial(self._member, batch, tiles.images, keeps)
-        for index, results in zip(members, map_in_order(one, members, tiles.threads), strict=True):
-            yield slice(index, index + 1), [result.unsqueeze(0) for result in results]
+    def __call__(self, batch: Batch, plan: Plan) -> Iterator[tuple[slice, list[Tensor]]]:
+        members, images = range(len(self._job.members)), plan.tiles.images
+        branch = self._job.branch if plan.shares else None
+        shared: list[Any] = [None] * -(-batch.examples // images)
+        if branch is not None:  # the layers before the first that differs between members
+            centre = self._runner(0)
+            pieces = list(batch.of_examples(images))
+            passed = partial(self._passed, branch, centre)
+            shared = list(map_in_order(passed, pieces, plan.tiles.threads))
+        one = partial(self._member, batch, plan, branch, shared)
+        results = map_in_order(one, members, plan.tiles.threads)
+        for index, each in zip(members, results, strict=True):
+            yield slice(index, index + 1), [result.unsqueeze(0) for result in each]
 
-    def _member(self, batch: Batch, images: int, keeps: bool, index: int) -> list[Tensor]:
+    @staticmethod
+    def _passed(branch: Branch, centre: Runner, piece: Batch) -> dict[fx.Node, Any]:
+        return branch.passed(centre, piece.of_member(0))
+
+    def _member(
+        self, batch: Batch, plan: Plan, branch: Branch | None, shared: list[Any], index: int
+    ) -> list[Tensor]:
         """Return what a member returns, some examples at a time."""
         runner = self._kept.get(index) or self._runner(index)
-        if keeps:
+        if plan.keeps:
             self._kept[index] = runner
         one = batch.of_members(slice(index, index + 1))
-        parts = [runner.run(part.folded()) for part in one.of_examples(images)]
+        parts = []
+        for piece, values in zip(one.of_examples(plan.tiles.images), shared, strict=True):
+            if branch is None:
+                parts.append(runner.run(piece.folded()))
+            else:
+                held = branch.entered(runner, values, _as_it_is, piece.examples)
+                parts.append(runner.finish(held, branch.position))
         if len(parts) == 1:
             return [_apart(result, batch) for result in parts[0]]
         return [torch.cat(list(map(widened, results))) for results in zip(*parts, strict=True)]
@@ -59,6 +80,10 @@ class _Fused:
         layers = _Layers(self._program, values, self._job.dtype)
         fused = {name_of(step): partial(layers, step) for step in self._program.fused}
         return Runner(self._program, values, fused)
+
+
+def _as_it_is(value: Tensor) -> Tensor:
+    return value
 
 
 def _apart(result: Tensor, batch: Batch) -> Tensor:
@@ -83,15 +108,13 @@ class _Layers:
         return self._made[step](x, residual, self._program.may_overwrite_residual(step))
 
 
-def _unfused(
-    job: Job, batch: Batch, tiles: Tiles, keeps: bool
-) -> Iterator[tuple[slice, list[Tensor]]]:
+def _unfused(job: Job, batch: Batch, plan: Plan) -> Iterator[tuple[slice, list[Tensor]]]:
     """Yield what members return through the module itself, one member after the other.
 
     Where the forward draws random numbers, a member's are a function of its index, so they do
     not depend on who was evaluated before; "same" gives every member those of member 0.
     """
-    del tiles, keeps
+    del plan
     module, seeded = skeleton(job.model), job.seeds()
     for index in range(len(job.members)):
         with seeded(index if job.randomness == "different" else 0), torch.no_grad():

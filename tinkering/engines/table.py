@@ -12,8 +12,8 @@ from torch import Tensor
 from tinkering.engines import factored, sequential, vmapped
 from tinkering.engines.activations import Activations
 from tinkering.engines.evaluation import Evaluation
-from tinkering.engines.job import Job, Run
-from tinkering.engines.planning import Plan, make_plan
+from tinkering.engines.job import Job
+from tinkering.engines.planning import Plan, Run, make_plan
 from tinkering.engines.rating import Rater, rated
 from tinkering.errors import ArgumentError, UnsupportedLayerError
 from tinkering.graph.signature import Batch
@@ -65,7 +65,7 @@ class Members:
 
     def outputs(self, batch: Batch, plan: Plan) -> Iterator[tuple[slice, list[Tensor]]]:
         """Yield some members at a time, and the tensors of what they return."""
-        return self.run(batch, plan.tiles, plan.keeps)
+        return self.run(batch, plan)
 
     def evaluate(self, batch: Batch, rater: Rater, plan: Plan) -> Evaluation:
         """Return what the members are worth, without holding all that they return."""

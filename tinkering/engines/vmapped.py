@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 from torch.func import vmap
 
-from tinkering.engines.job import Job, Run, Tiles
+from tinkering.engines.job import Job
+from tinkering.engines.planning import Plan, Run
 from tinkering.errors import UnsupportedLayerError
 from tinkering.graph.copies import first_line, skeleton
 from tinkering.graph.signature import Batch
@@ -33,13 +34,11 @@ class _Vmapped:
         )
         self._kept: dict[int, dict[str, Tensor]] = {}
 
-    def __call__(
-        self, batch: Batch, tiles: Tiles, keeps: bool
-    ) -> Iterator[tuple[slice, list[Tensor]]]:
+    def __call__(self, batch: Batch, plan: Plan) -> Iterator[tuple[slice, list[Tensor]]]:
         job, seeded = self._job, self._job.seeds()
-        for members in tiles.of_members(len(job.members)):
+        for members in plan.tiles.of_members(len(job.members)):
             stacked = self._kept.get(members.start) or self._stacked(members)
-            if keeps:
+            if plan.keeps:
                 self._kept[members.start] = stacked
             # With "same", every tile draws what the first one drew.
             number = 0 if job.randomness == "same" else members.start

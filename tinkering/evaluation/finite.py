@@ -20,6 +20,7 @@ def require_finite(population: Population) -> None:
 
     Example:
         >>> from torch import nn
+        >>> from tinkering.population import PerturbedPopulation
         >>> model = nn.Linear(1, 1)
         >>> _ = nn.init.constant_(model.weight, float("nan"))
         >>> require_finite(PerturbedPopulation(model, size=2, sigma=0.1))

@@ -72,7 +72,7 @@ class Runner:
         fused: Mapping[str, FusedCall],
         nodes: Mapping[str, NodeCall] | None = None,
     ) -> None:
-        self._program = program
+        self.program = program
         names = [node.name for node in program.captured.graph.nodes if node.op != "output"]
         self.places = {name: at for at, name in enumerate(names)}
         """Of each value, by its name."""
@@ -127,8 +127,17 @@ class Runner:
             inputs: the tensors that it is called with.
             tile: handed to the functions that compute the steps.
         """
-        held = self.begin(inputs)
-        for function, takes_tile, reads, writes, frees in self._calls:
+        return self.finish(self.begin(inputs), -1, tile)
+
+    def finish(self, held: list[Any], after: int, tile: Any = None) -> list[Tensor]:
+        """Return the tensors of the module's result, from the values behind a step.
+
+        Args:
+            held: the values by their places; those that are read no more are let go.
+            after: the position of the step; -1 for the beginning.
+            tile: as in `run`.
+        """
+        for function, takes_tile, reads, writes, frees in self._calls[after + 1 :]:
             given = [held[at] for at in reads]
             held[writes] = function(tile, *given) if takes_tile else function(*given)
             for at in frees:
@@ -146,7 +155,7 @@ class Runner:
             function, takes_tile, reads, writes, _ = self._calls[at]
             given = [held[place] for place in reads]
             held[writes] = function(None, *given) if takes_tile else function(*given)
-            yield self._program.steps[at]
+            yield self.program.steps[at]
 
     def results(self, held: Sequence[Any]) -> list[Tensor]:
         """Return the tensors of the module's result, when all steps are done."""

@@ -41,6 +41,10 @@ class Population(Protocol):
         """Tensors of the names, shapes, dtypes and device of a member's; no noise is drawn."""
 
     @property
+    def differing(self) -> frozenset[str]:
+        """Names of the parameters and buffers that members have values of their own for."""
+
+    @property
     def likeness(self) -> Hashable:
         """Equal for populations that are evaluated in the same way, whatever their numbers."""
 

@@ -147,6 +147,11 @@ class PerturbedPopulation:
         return self.params, self.buffers
 
     @property
+    def differing(self) -> frozenset[str]:
+        """Names of the parameters and buffers that members have values of their own for."""
+        return frozenset(self.params)
+
+    @property
     def likeness(self) -> Hashable:
         """Equal for populations that are evaluated in the same way, whatever their numbers."""
         return type(self), len(self), self.antithetic, self.noise, tuple(self.params)

@@ -97,6 +97,11 @@ class PerturbedActivations:
         return dict(self.params), dict(self.buffers)
 
     @property
+    def differing(self) -> frozenset[str]:
+        """Names of the parameters and buffers that members have values of their own for."""
+        return frozenset(self.params)
+
+    @property
     def likeness(self) -> Hashable:
         """Equal for populations that are evaluated in the same way, whatever their numbers."""
         return type(self), self.samples, self.readings, self.blur > 0, tuple(self.params)

@@ -124,6 +124,11 @@ class SeedChainPopulation:
         return self.base, self.buffers
 
     @property
+    def differing(self) -> frozenset[str]:
+        """Names of the parameters and buffers that members have values of their own for."""
+        return frozenset(self.base)
+
+    @property
     def likeness(self) -> Hashable:
         """Equal for populations that are evaluated in the same way, whatever their numbers."""
         return type(self), len(self), tuple(self.base)

@@ -230,9 +230,16 @@ class StackedPopulation:
         return self.member(0)
 
     @property
+    def differing(self) -> frozenset[str]:
+        """Names of the parameters and buffers that members have values of their own for."""
+        held = (self.params | self.buffers).items()
+        # What was expanded is one tensor for all.
+        return frozenset(name for name, value in held if len(self) == 1 or value.stride(0))
+
+    @property
     def likeness(self) -> Hashable:
         """Equal for populations that are evaluated in the same way, whatever their numbers."""
-        return type(self), len(self), tuple(self.params), tuple(self.buffers)
+        return type(self), len(self), tuple(self.params), tuple(self.buffers), self.differing
 
     def with_buffers(self, buffers: Mapping[str, Tensor]) -> StackedPopulation:
         """Return the same members with other buffers, such as fresh BatchNorm statistics.
