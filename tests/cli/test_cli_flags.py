@@ -147,9 +147,9 @@ class TestStrategies:
             (
                 "genetic",
                 {
-                    "population": (1000, 1000),
-                    "sigma": (0.02, 0.02),
-                    "parents": (20, 20),
+                    "population": (256, 256),
+                    "sigma": (0.01, 0.01),
+                    "parents": (16, 16),
                     "elites": (1, 1),
                     "images": (64, 64),
                     "statistics": ("fixed", "fixed"),

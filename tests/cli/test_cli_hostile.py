@@ -17,6 +17,8 @@ from safetensors.torch import load_file, save_file
 from tinkering.cli import main, network, room
 from tinkering.cli.room import shortage
 from tinkering.runs.checkpoint import Checkpoints, Progress
+from tinkering.strategies.activations import Activations
+from tinkering.strategies.evolution_strategy import EvolutionStrategy
 
 pytestmark = pytest.mark.usefixtures("same_threads")
 LIMIT = 10

@@ -19,14 +19,15 @@ from tinkering.errors import ArgumentError, ClusterError
 
 pytestmark = pytest.mark.usefixtures("same_threads")
 # Forty images: three parts.
-RUN = [*TINY, "--population", "80", "--group", "2", "--no-report"]
+RUN = [*TINY, "--population", "80", "--no-report"]
 AGENTS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")
 """They look after a killed driver only once in a minute or so."""
 COUNTED = {"workers", "bytes_sent", "bytes_received", "parts", "parts_repeated", "workers_lost"}
 
 
 def evolved(digits, out, *words):
-    code, printed = quiet(["evolve", "--data", digits, *RUN, *words, "--out", out])
+    group = [] if "genetic" in words else ["--group", "2"]
+    code, printed = quiet(["evolve", "--data", digits, *RUN, *group, *words, "--out", out])
     assert code == 0, printed
     return printed
 

@@ -4,11 +4,8 @@ from functools import partial
 
 import torch
 
-from tinkering.engines.evaluation import Evaluation
 from tinkering.evaluation.entry import evaluate
-from tinkering.evaluation.fitness import negative_cross_entropy
 from tinkering.noise import Dense, LowRank
-from tinkering.population import PerturbedActivations
 from tinkering.runs.evolve import Limits, evolve
 from tinkering.strategies.activations import Activations
 from tinkering.strategies.evolution_strategy import EvolutionStrategy
@@ -61,10 +58,7 @@ class Task:
 
     def evaluate(self, population, generation):
         x, y = self._batch(generation)
-        if isinstance(population, PerturbedActivations):
-            return evaluate(self.model, population, x, y)
-        fitness = evaluate(self.model, population, x, y, negative_cross_entropy)
-        return Evaluation(fitness, evaluations=8)
+        return evaluate(self.model, population, x, y)
 
     def measure(self, params):
         with torch.no_grad():

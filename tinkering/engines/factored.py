@@ -249,7 +249,7 @@ class _Binder:
 
 
 def _shared(
-    layer: Layer, overwrite: bool, tile: Tile, x: Tensor, residual: Tensor | None
+    layer: Layer, overwrite: bool, tile: Tile | None, x: Tensor, residual: Tensor | None
 ) -> Tensor:
     """Return what a layer makes that has no noise, and so is the same for every tile."""
     del tile

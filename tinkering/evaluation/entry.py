@@ -11,6 +11,7 @@ from torch import nn
 from tinkering.engines.evaluation import Evaluation
 from tinkering.engines.planning import Plan
 from tinkering.engines.rating import Fitness
+from tinkering.engines.table import ENGINES
 from tinkering.evaluation.batchnorm import Policy
 from tinkering.evaluation.bound import Bound, bound_to
 from tinkering.evaluation.fit import require_kinds
@@ -132,7 +133,7 @@ def evaluate(
         >>> evaluate(model, population, x, y).fitness.shape
         torch.Size([6])
     """
-    if planned is not None:
+    if planned is not None and planned.engine in ENGINES:
         engine = planned.engine
     options = Options(dtype, engine, norm, randomness, memory)
     bound = _bound(model, population, inputs, in_dims, kwargs, kwargs_in_dims, options)
