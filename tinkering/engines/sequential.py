@@ -43,7 +43,7 @@ class _Fused:
         branch = self._job.branch if plan.shares else None
         shared: list[Any] = [None] * -(-batch.examples // images)
         if branch is not None:  # the layers before the first that differs between members
-            centre = self._runner(0)
+            centre = self._runner(self._job.own)
             pieces = list(batch.of_examples(images))
             passed = partial(self._passed, branch, centre)
             shared = list(map_in_order(passed, pieces, plan.tiles.threads))
@@ -60,7 +60,7 @@ class _Fused:
         self, batch: Batch, plan: Plan, branch: Branch | None, shared: list[Any], index: int
     ) -> list[Tensor]:
         """Return what a member returns, some examples at a time."""
-        runner = self._kept.get(index) or self._runner(index)
+        runner = self._kept.get(index) or self._runner(self._job.state(index))
         if plan.keeps:
             self._kept[index] = runner
         one = batch.of_members(slice(index, index + 1))
@@ -75,8 +75,8 @@ class _Fused:
             return [_apart(result, batch) for result in parts[0]]
         return [torch.cat(list(map(widened, results))) for results in zip(*parts, strict=True)]
 
-    def _runner(self, index: int) -> Runner:
-        values = self._program.captured.values(self._job.state(index))
+    def _runner(self, state: dict[str, Tensor]) -> Runner:
+        values = self._program.captured.values(state)
         layers = _Layers(self._program, values, self._job.dtype)
         fused = {name_of(step): partial(layers, step) for step in self._program.fused}
         return Runner(self._program, values, fused)

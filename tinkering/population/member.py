@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+import operator
+from abc import abstractmethod
 from collections.abc import Hashable, Mapping
-from typing import Any, Protocol, overload, runtime_checkable
+from typing import Any, Protocol, TypeVar, overload, runtime_checkable
 
 from torch import Tensor, nn
 
@@ -82,6 +85,70 @@ class CountedPopulation(Population, Protocol):
 
     def with_buffers(self, buffers: Mapping[str, Tensor]) -> CountedPopulation:
         """Return the same members with other buffers."""
+
+
+Some = TypeVar("Some", bound="Members")
+
+
+class Members:
+    """How members are counted, sliced and built, whichever way a population holds them."""
+
+    template: nn.Module | None
+    """The architecture, where it is known."""
+    buffers: dict[str, Tensor]
+    size: int
+    """Members of the whole population, of which this may be a part."""
+    members: range
+    """Which members of the whole population these are."""
+
+    def __len__(self) -> int:
+        return len(self.members)
+
+    @overload
+    def __getitem__(self, index: int) -> ParamsAndBuffers: ...
+    @overload
+    def __getitem__(self: Some, index: slice) -> Some: ...
+    def __getitem__(self: Some, index: int | slice) -> ParamsAndBuffers | Some:
+        """Return one member's ``(params, buffers)``, or the population of a contiguous slice."""
+        if not isinstance(index, slice):
+            return self.member(operator.index(index))
+        part = copy.copy(self)
+        part.members = part_of(self.members, index)
+        return part
+
+    @property
+    def centre(self) -> Mapping[str, Tensor] | None:
+        """What all members share but for their noise; None where each has its own."""
+        return None
+
+    def with_buffers(self: Some, buffers: Mapping[str, Tensor]) -> Some:
+        """Return the same members with other buffers, such as fresh BatchNorm statistics."""
+        population = copy.copy(self)
+        population.buffers = dict(buffers)
+        return population
+
+    @abstractmethod
+    def member(self, index: int) -> ParamsAndBuffers:
+        """Return member `index` as ``(params, buffers)``, ready for `functional_forward_core`.
+
+        Raises:
+            IndexError: there is no such member.
+        """
+
+    def materialise(self, index: int, model: nn.Module | None = None) -> nn.Module:
+        """Return member `index` as a module of its own; nothing is shared with the population.
+
+        Args:
+            index: the member.
+            model: the architecture, where the population was built without a module. The
+                result has its modes (train or eval).
+
+        Raises:
+            ArgumentError: (a ``ValueError``) there is no module, or it has not this
+                population's parameters.
+            IndexError: there is no such member.
+        """
+        return as_module(self.template if model is None else model, self.member(index))
 
 
 def part_of(members: range, index: slice) -> range:

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import copy
-import operator
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from numbers import Integral, Real
-from typing import overload
 
 import torch
 from torch import Tensor, nn
 
 from tinkering.errors import ArgumentError
 from tinkering.noise import Factors, LowRank, Noise, Stream, draw, on_device
-from tinkering.population.member import ParamsAndBuffers, as_module, part_of
+from tinkering.population.member import Members, ParamsAndBuffers
 from tinkering.population.stacked import StackedPopulation
 from tinkering.required import require_decimals, require_kind, require_named
 
@@ -37,7 +34,7 @@ class Draw:
     """``[members]``: +1 or -1."""
 
 
-class PerturbedPopulation:
+class PerturbedPopulation(Members):
     """A centre plus ``sigma * noise``: members exist only when asked for.
 
     Member i's parameters are ``centre + sigma * sign * noise(seed, generation, pair)``, where
@@ -101,8 +98,7 @@ class PerturbedPopulation:
             raise ArgumentError("seed", "an integer from 0 to 2^64 - 1", seed)
         if generation < 0:
             raise ArgumentError("generation", "an integer of at least 0", generation)
-        self.template: nn.Module | None = None
-        self.buffers: dict[str, Tensor] = {}
+        self.template, self.buffers = None, {}
         if isinstance(model, nn.Module):
             self.template = model
             self.params = {name: p.detach() for name, p in model.named_parameters()}
@@ -116,25 +112,7 @@ class PerturbedPopulation:
         require_kind("noise", self.noise, Noise, "a kind of noise, such as LowRank(1)")
         self.stream = Stream(seed, generation)
         self.antithetic = antithetic
-        self.size = size
-        """Members of the whole population, of which this may be a part."""
-        self.members = range(size)
-        """Which members of the whole population these are."""
-
-    def __len__(self) -> int:
-        return len(self.members)
-
-    @overload
-    def __getitem__(self, index: int) -> ParamsAndBuffers: ...
-    @overload
-    def __getitem__(self, index: slice) -> PerturbedPopulation: ...
-    def __getitem__(self, index: int | slice) -> ParamsAndBuffers | PerturbedPopulation:
-        """Return one member's ``(params, buffers)``, or the population of a contiguous slice."""
-        if not isinstance(index, slice):
-            return self.member(operator.index(index))
-        part = copy.copy(self)
-        part.members = part_of(self.members, index)
-        return part
+        self.size, self.members = size, range(size)
 
     @property
     def centre(self) -> Mapping[str, Tensor]:
@@ -160,12 +138,6 @@ class PerturbedPopulation:
         """Return the standard deviation of one parameter's perturbation."""
         return self.sigma[name] if isinstance(self.sigma, Mapping) else self.sigma
 
-    def with_buffers(self, buffers: Mapping[str, Tensor]) -> PerturbedPopulation:
-        """Return the same members with other buffers, such as fresh BatchNorm statistics."""
-        population = copy.copy(self)
-        population.buffers = dict(buffers)
-        return population
-
     def member(self, index: int) -> ParamsAndBuffers:
         """Return member `index` as ``(params, buffers)``, ready for `functional_forward_core`.
 
@@ -179,20 +151,6 @@ class PerturbedPopulation:
             noise = drawn.noise[name].scaled(drawn.signs * self.sigma_of(name))
             params[name] = centre + noise.dense()[0].to(centre)
         return params, self.buffers
-
-    def materialise(self, index: int, model: nn.Module | None = None) -> nn.Module:
-        """Return member `index` as a module of its own; nothing is shared with the centre.
-
-        Args:
-            index: the member.
-            model: the architecture, where the population was built without a module.
-
-        Raises:
-            ArgumentError: (a ``ValueError``) there is no module, or it has not this
-                population's parameters.
-            IndexError: there is no such member.
-        """
-        return as_module(self.template if model is None else model, self.member(index))
 
     def stack(self) -> StackedPopulation:
         """Return the same members, each with parameters of its own in memory.

@@ -6,16 +6,14 @@ a member's parameters are a function of the short list of seeds that made them.
 
 from __future__ import annotations
 
-import copy
-import operator
 from collections.abc import Hashable, Mapping, Sequence
-from typing import Any, NamedTuple, overload
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
 from tinkering.errors import ArgumentError
 from tinkering.noise import LowRank, Noise, Stream, draw, on_device
-from tinkering.population.member import ParamsAndBuffers, as_module, part_of
+from tinkering.population.member import Members, ParamsAndBuffers
 from tinkering.population.stacked import StackedPopulation
 from tinkering.required import require_decimals, require_named
 
@@ -34,7 +32,7 @@ Chain = tuple[Mutation, ...]
 """A member's mutations, the oldest first. Members with a common past share the objects."""
 
 
-class SeedChainPopulation:
+class SeedChainPopulation(Members):
     """A base plus each member's own sum of mutations: members exist only when asked for.
 
     Member i's parameters are ``base + sum_j sigma_j * noise(seed, generation_j, member_j)``,
@@ -77,8 +75,7 @@ class SeedChainPopulation:
         if not chains:
             raise ArgumentError("chains", "a chain for each of at least one member", "none")
         Stream(seed, generation=0)  # refuses a seed that is out of range
-        self.template: nn.Module | None = None
-        self.buffers: dict[str, Tensor] = {}
+        self.template, self.buffers = None, {}
         if isinstance(model, nn.Module):
             self.template = model
             self.base = {name: p.detach() for name, p in model.named_parameters()}
@@ -92,31 +89,9 @@ class SeedChainPopulation:
         self.noise: Noise = LowRank(rank=1) if noise is None else noise
         self.seed = seed
         self.size = len(self.chains)
-        """Members of the whole population, of which this may be a part."""
         self.members = range(self.size)
-        """Which members of the whole population these are."""
         # Replaced as one object: threads that race rebuild a parent twice, and no worse.
         self._kept: list[tuple[Chain, dict[str, Tensor]]] = [((), self.base)]
-
-    def __len__(self) -> int:
-        return len(self.members)
-
-    @overload
-    def __getitem__(self, index: int) -> ParamsAndBuffers: ...
-    @overload
-    def __getitem__(self, index: slice) -> SeedChainPopulation: ...
-    def __getitem__(self, index: int | slice) -> ParamsAndBuffers | SeedChainPopulation:
-        """Return one member's ``(params, buffers)``, or the population of a contiguous slice."""
-        if not isinstance(index, slice):
-            return self.member(operator.index(index))
-        part = self._copy()
-        part.members = part_of(self.members, index)
-        return part
-
-    @property
-    def centre(self) -> None:
-        """None: members go their own ways from the base."""
-        return
 
     @property
     def like(self) -> ParamsAndBuffers:
@@ -137,10 +112,10 @@ class SeedChainPopulation:
         """Return what is pickled: all but the parent that is kept."""
         return {**self.__dict__, "_kept": [((), self.base)]}
 
-    def with_buffers(self, buffers: Mapping[str, Tensor]) -> SeedChainPopulation:
-        """Return the same members with other buffers, such as fresh BatchNorm statistics."""
-        population = self._copy()
-        population.buffers = dict(buffers)
+    def __copy__(self) -> SeedChainPopulation:
+        """Return a copy that keeps its parents in the same place."""
+        population = object.__new__(type(self))
+        population.__dict__.update(self.__dict__)
         return population
 
     def member(self, index: int) -> ParamsAndBuffers:
@@ -156,20 +131,6 @@ class SeedChainPopulation:
         params = self._mutated(self._parent(chain[:-1]), chain[-1])
         return params, self.buffers
 
-    def materialise(self, index: int, model: nn.Module | None = None) -> nn.Module:
-        """Return member `index` as a module of its own; nothing is shared with the base.
-
-        Args:
-            index: the member.
-            model: the architecture, where the population was built without a module.
-
-        Raises:
-            ArgumentError: (a ``ValueError``) there is no module, or it has not this
-                population's parameters.
-            IndexError: there is no such member.
-        """
-        return as_module(self.template if model is None else model, self.member(index))
-
     def stack(self) -> StackedPopulation:
         """Return the same members, each with parameters of its own in memory.
 
@@ -180,12 +141,6 @@ class SeedChainPopulation:
             torch.Size([2, 4, 8])
         """
         return StackedPopulation.from_members(self)
-
-    def _copy(self) -> SeedChainPopulation:
-        """Return a copy that keeps its parents in the same place."""
-        population = copy.copy(self)
-        population._kept = self._kept
-        return population
 
     def _parent(self, chain: Chain) -> dict[str, Tensor]:
         """Return the parameters behind a chain, from those kept where it goes on from there."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import operator
 from collections.abc import Hashable, Iterable, Mapping
 from typing import overload
 
@@ -12,17 +11,12 @@ from torch import Tensor, nn
 
 from tinkering.errors import ArgumentError
 from tinkering.population.alike import detached, in_order_of, require_alike, require_members
-from tinkering.population.member import (
-    CountedPopulation,
-    ParamsAndBuffers,
-    as_module,
-    part_of,
-)
+from tinkering.population.member import CountedPopulation, Members, ParamsAndBuffers
 from tinkering.population.patterns import Patterns, matching
 from tinkering.required import kind_of, require_tensor
 
 
-class StackedPopulation:
+class StackedPopulation(Members):
     """Explicit members: every parameter (and buffer) of all members in one tensor.
 
     It takes what ``torch.func.stack_module_state(models)`` returns. The tensors are held,
@@ -65,9 +59,7 @@ class StackedPopulation:
         if first is None:
             raise ArgumentError("params", "at least one parameter or buffer", "none")
         self.size = len(first[1])
-        """Members of the whole population, of which this may be a part."""
         self.members = range(self.size)
-        """Which members of the whole population these are."""
         for argument, stack in (("params", self.params), ("buffers", self.buffers)):
             require_members(argument, stack, self.size, f"as {first[0]!r} has")
         if not self.size:
@@ -202,27 +194,17 @@ class StackedPopulation:
         columns = [p.reshape(len(self), p[0].numel()) for p in held]
         return torch.cat(columns, dim=1) if columns else torch.zeros(len(self), 0)
 
-    def __len__(self) -> int:
-        return len(self.members)
-
     @overload
     def __getitem__(self, index: int) -> ParamsAndBuffers: ...
     @overload
     def __getitem__(self, index: slice) -> StackedPopulation: ...
     def __getitem__(self, index: int | slice) -> ParamsAndBuffers | StackedPopulation:
         """Return one member's ``(params, buffers)``, or the population of a contiguous slice."""
-        if not isinstance(index, slice):
-            return self.member(operator.index(index))
-        part = copy.copy(self)
-        part.members = part_of(self.members, index)
-        part.params = {name: p[index] for name, p in self.params.items()}
-        part.buffers = {name: b[index] for name, b in self.buffers.items()}
+        part = super().__getitem__(index)
+        if isinstance(index, slice) and isinstance(part, StackedPopulation):
+            part.params = {name: p[index] for name, p in self.params.items()}
+            part.buffers = {name: b[index] for name, b in self.buffers.items()}
         return part
-
-    @property
-    def centre(self) -> None:
-        """None: each member has parameters of its own."""
-        return
 
     @property
     def like(self) -> ParamsAndBuffers:
@@ -271,21 +253,6 @@ class StackedPopulation:
         position = range(len(self))[index]  # an IndexError of Python's own, with its rules
         params = {name: p[position] for name, p in self.params.items()}
         return params, {name: b[position] for name, b in self.buffers.items()}
-
-    def materialise(self, index: int, model: nn.Module | None = None) -> nn.Module:
-        """Return member `index` as a module of its own; nothing is shared with the population.
-
-        Args:
-            index: the member.
-            model: the architecture, where the population was built without a module. The
-                result has its modes (train or eval).
-
-        Raises:
-            ArgumentError: (a ``ValueError``) there is no module, or it has not this
-                population's parameters.
-            IndexError: there is no such member.
-        """
-        return as_module(self.template if model is None else model, self.member(index))
 
 
 def _stack(members: list[dict[str, Tensor]]) -> dict[str, Tensor]:
