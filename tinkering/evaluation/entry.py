@@ -185,7 +185,7 @@ def plan_evaluation(
     *,
     memory: int | None = None,
 ) -> Plan:
-    """Return how `evaluate` would evaluate this: it holds a number a member, and no outputs.
+    """Return how `evaluate` would evaluate this: it holds one scalar per member, and no outputs.
 
     The arguments and the errors are those of `evaluate`.
     """
