@@ -1,4 +1,4 @@
-"""Experiments with explicit members: the functional call, and bfloat16, beside ``vmap`` and a loop."""
+"""Experiments with explicit members: the functional call and bfloat16 beside ``vmap``, a loop."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ from tinkering.engines.evaluation import Evaluation
 from tinkering.errors import ArgumentError
 from tinkering.noise import Dense, Noise
 from tinkering.population import Chain, Mutation, SeedChainPopulation
-from tinkering.required import require_decimals
+from tinkering.required import require_floating_point
 from tinkering.strategies.schedules import LARGEST_FLOAT, Schedule, require_positive, value_at
 from tinkering.strategies.told import Told, as_evaluation, finite_fitness
 
@@ -106,7 +106,7 @@ class GeneticAlgorithm:
 
     def init(self, params: Mapping[str, Tensor]) -> GeneticState:
         """Return the state before the first generation, with a copy of `params` as parent."""
-        require_decimals("params", params)
+        require_floating_point("params", params)
         base = {name: p.detach().clone() for name, p in params.items()}
         return GeneticState(0, base, parents=((),))
 
