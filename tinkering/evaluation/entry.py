@@ -57,7 +57,7 @@ def forward(
         memory: as in `bind`.
 
     Returns:
-        The tree that the module returns; fractions in float32.
+        The tree that the module returns; floating-point tensors are float32.
 
     Raises:
         ArgumentError: (a ``ValueError``) one of these cannot be used; or a member's weights

@@ -50,7 +50,7 @@ class GeneticAlgorithm:
     other members are a parent plus ``sigma * noise`` each; there is no crossover. Every parent
     has as many children as the others (but for a remainder, which goes to the fittest), where
     the paper draws a parent for each child. The `elites` fittest are handed on as they are,
-    and evaluated anew with all others: on images that change, a fitness of another generation
+    and evaluated anew with all others: on examples that change, a fitness of another generation
     compares with nothing, and a lucky one would stay for ever.
 
     A member is a chain of addresses (section 3.1 of the paper), whose noise is drawn again
