@@ -36,7 +36,7 @@ def main() -> None:
         for seed in given.seeds
     }
     print(f"\ntinkering evolve {given.flags}".rstrip())
-    print("| seconds | seed | test accuracy | generations | model-images |")
+    print("| seconds | seed | test accuracy | generations | forward passes |")
     print("|---|---|---|---|---|")
     for (seconds, seed), run in runs.items():
         summary = json.loads((run / "summary.json").read_text())
@@ -44,7 +44,7 @@ def main() -> None:
             f"| {seconds:g} | {seed} | {100 * summary['test_accuracy']:.1f} % | "
             f"{summary['generations']:,} | {summary['evaluations']:,} |"
         )
-    print("\nmodel-images until a test accuracy was first measured (the longest runs, median):")
+    print("\nforward passes until a test accuracy was first measured (the longest runs, median):")
     longest = [run for (seconds, _), run in runs.items() if seconds == max(given.seconds)]
     for level in LEVELS:
         first = [images for run in longest if (images := images_until(run, level)) is not None]
@@ -63,7 +63,7 @@ def evolve(out: Path, seconds: float, seed: int, flags: str) -> Path:
 
 
 def curve(run: Path) -> list[tuple[int, float, float]]:
-    """Return model-images, seconds and test accuracy wherever it was measured."""
+    """Return forward passes, seconds and test accuracy wherever it was measured."""
     records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     return [
         (record["evaluations"], record["seconds"], record["test_accuracy"])
@@ -81,7 +81,7 @@ def draw(runs: list[Path], path: Path) -> Path:
     for axes, at, label, unit in zip(
         figure.subplots(1, 2, sharey=True),
         (0, 1),
-        ("model-images (millions)", "minutes"),
+        ("forward passes (millions)", "minutes"),
         (1e6, 60),
         strict=True,
     ):

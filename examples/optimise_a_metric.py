@@ -23,7 +23,7 @@ from tinkering.data import BatchOrder, Split, load
 
 
 def macro_f1(logits: Tensor, labels: Tensor) -> Tensor:
-    """Return the mean F1 of the classes, 0 to 1, a number a member."""
+    """Return the mean F1 of the classes, 0 to 1, one scalar per member."""
     classes = logits.shape[2]
     said = F.one_hot(logits.argmax(2), classes)  # [members, batch, classes]
     true = F.one_hot(labels, classes)
@@ -64,8 +64,8 @@ def evolve(model: nn.Module, x: Tensor, y: Tensor, generations: int) -> nn.Modul
     state = strategy.init(dict(model.named_parameters()))
     for _ in range(generations):
         # For a network as small as this one, and images that all share, this engine is faster.
-        fitness = evaluate(model, strategy.ask(state), x, y, macro_f1, engine="sequential")
-        state = strategy.tell(state, fitness)
+        evaluation = evaluate(model, strategy.ask(state), x, y, macro_f1, engine="sequential")
+        state = strategy.tell(state, evaluation)
     evolved = copy.deepcopy(model)
     evolved.load_state_dict(strategy.centre(state))
     return evolved

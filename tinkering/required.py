@@ -60,7 +60,7 @@ def require_named(argument: str, value: object) -> None:
             raise ArgumentError(argument, f"a tensor for {name!r}", kind_of(tensor))
 
 
-def require_decimals(argument: str, params: Mapping[str, Tensor]) -> None:
+def require_floating_point(argument: str, params: Mapping[str, Tensor]) -> None:
     """Refuse parameters that noise cannot be added to without being rounded away.
 
     Raises:
@@ -68,7 +68,7 @@ def require_decimals(argument: str, params: Mapping[str, Tensor]) -> None:
 
     Example:
         >>> import torch
-        >>> require_decimals("model", {"table": torch.tensor([1, 2])})
+        >>> require_floating_point("model", {"table": torch.tensor([1, 2])})
         Traceback (most recent call last):
         tinkering.errors.ArgumentError: model: needed parameters of a floating-point dtype, got
         torch.int64 in 'table'. Hand in the others as a dict: it stays as it is then.

@@ -1,4 +1,4 @@
-"""Experiments with explicit members: the seed's call, and bfloat16, beside ``vmap`` and a loop."""
+"""Experiments with explicit members: the functional call and bfloat16 beside ``vmap``, a loop."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def members(bench: Bench) -> list[nn.Module]:
 
 
 def parallel_call(models: list[nn.Module], x: Tensor) -> Callable[[], Tensor]:
-    """Return the seed's call, on stacked parameters."""
+    """Return the functional call, on stacked parameters."""
     state = stack_module_state(models)
     call = get_parallel_forward_pass_fn(models[0])
     return lambda: call(state, x)
@@ -62,7 +62,7 @@ _SMALL: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], tuple[int, ...
 
 
 def _small_call(name: str, members: int, bench: Bench) -> Iterator[Row]:
-    """Compare the seed's call with vmap where a call is short, both in this process."""
+    """Compare the functional call with vmap where a call is short, both in this process."""
     build, shape, _ = _SMALL[name]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)

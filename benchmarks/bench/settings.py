@@ -10,7 +10,7 @@ class Sizes:
     """How large everything is."""
 
     wide: int = 64
-    """Width of the network that is as large as the seed's."""
+    """Width of the network that is as large as the reference network."""
     middle: int = 16
     narrow: int = 8
     explicit: int = 16

@@ -25,7 +25,7 @@ MIB = 1 << 20
 
 
 def in_one_piece(width, population):
-    """Bytes of all values of a generation's model-images, evaluated at once."""
+    """Bytes of all values of a generation's forward passes, evaluated at once."""
     model = SimpleResNet(BasicBlock, [1, 1, 1, 1], width=width).eval()
     network = look(model, *sign((load().test.images()[:2],), {}))
     return population * network.footprint.peak

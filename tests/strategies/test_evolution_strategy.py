@@ -27,7 +27,7 @@ def fitness_of(strategy, state, function):
 
 
 def estimate(strategy, state, fitness):
-    """The ascent that Adam was handed in the first generation: its running mean says it."""
+    """The estimate that Adam was handed in the first generation: its running mean says it."""
     (slots,) = strategy.tell(state, fitness).optimiser["state"].values()
     return -slots["exp_avg"] / (1 - BETAS[0])
 
@@ -79,9 +79,9 @@ class TestEstimate:
         for pairs in (8, 128, 2048):
             strategy = evolution(2 * pairs, 0.01, noise=kind, shaping=shaping)
             state = strategy.init(start())
-            ascent = estimate(strategy, state, fitness_of_many(strategy, state, function))
+            found = estimate(strategy, state, fitness_of_many(strategy, state, function))
             true = gradient(start()["w"])
-            cosines.append(torch.cosine_similarity(ascent.flatten(), true.flatten(), dim=0).item())
+            cosines.append(torch.cosine_similarity(found.flatten(), true.flatten(), dim=0).item())
         # sqrt(n / (n + D)) for n directions of normals among D parameters, here 48.
         assert cosines == sorted(cosines)
         assert cosines[0] < 0.75

@@ -57,7 +57,7 @@ def run(strategy, state, generations):
 
 @optimisers
 def test_moves_as_the_optimiser_alone_would(make):
-    """One optimiser over all generations, handed the same ascent, in place."""
+    """One optimiser over all generations, handed the same gradient, in place."""
     strategy = strategy_with(make, shaping="raw", decay=3.0)
     state = strategy.init(start())
     params = [p.requires_grad_() for p in start().values()]
@@ -67,8 +67,8 @@ def test_moves_as_the_optimiser_alone_would(make):
         fitness = fitness_of(population)
         halves = (fitness[0::2] - fitness[1::2]) / 2
         weights = torch.stack([halves, -halves], 1).flatten() / 16 / 0.1
-        for p, ascent in zip(params, population.weighted_noise(weights).values(), strict=True):
-            p.grad = -ascent
+        for p, gradient in zip(params, population.weighted_noise(weights).values(), strict=True):
+            p.grad = -gradient
         optimiser.param_groups[0]["lr"] = 0.05 / (1 + generation / 3) ** 0.5
         optimiser.step()
         state = strategy.tell(state, fitness)
@@ -132,10 +132,10 @@ def test_the_default_is_adam():
 
 class TestStepped:
     def test_is_pure(self):
-        params, ascent, factors = start(), start(), {"a": 1.0, "b": 3.0}
+        params, gradient, factors = start(), start(), {"a": 1.0, "b": 3.0}
         make = torch.optim.Adam
         state = fresh_optimiser(make, params, 0.1, factors).state_dict()
-        results = [stepped(make, params, ascent, 0.1, factors, state) for _ in range(2)]
+        results = [stepped(make, params, gradient, 0.1, factors, state) for _ in range(2)]
         for moved, after in results:
             assert torch.equal(moved["b"], results[0][0]["b"])
             assert after["state"].keys() == {0, 1}
@@ -148,8 +148,8 @@ class TestStepped:
         """The square of 1e30 is infinite in Adam's state: no parameter would ever move again."""
         params, factors = start(), {"a": 1.0, "b": 1.0}
         state = fresh_optimiser(torch.optim.Adam, params, 0.1, factors).state_dict()
-        ascent = {"a": torch.zeros(3, 4), "b": torch.full((3, 4), bad)}
-        assert stepped(torch.optim.Adam, params, ascent, 0.1, factors, state) is None
+        gradient = {"a": torch.zeros(3, 4), "b": torch.full((3, 4), bad)}
+        assert stepped(torch.optim.Adam, params, gradient, 0.1, factors, state) is None
 
 
 def test_a_generation_whose_update_is_not_finite_is_lost_and_said_so():

@@ -41,7 +41,7 @@ def permutation(
     Args:
         size: how many numbers.
         seed: the user's seed, of at most 64 bits.
-        stream: which of the seed's permutations, of at most 64 bits.
+        stream: which of the permutations of that seed, of at most 64 bits.
         purpose: what for.
 
     Example:

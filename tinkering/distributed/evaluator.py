@@ -1,7 +1,7 @@
 """The evaluator that a run is given in the place of a task: it has workers do it.
 
 In a generation a worker fetches the population once, which is its centre and some numbers, and
-is told which part of it to evaluate: noise is drawn again from its seed, and images are the
+is told which part of it to evaluate: noise is drawn again from its seed, and examples are the
 worker's own. It answers with an evaluation: one scalar per member, and, where activations are
 perturbed, one gradient estimate as large as the centre. They are merged in the order of the
 members, whoever they came from, so the bits are those of a single process, if each process has

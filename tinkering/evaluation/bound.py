@@ -133,7 +133,8 @@ class Bound:
             **kwargs: likewise.
 
         Returns:
-            The tree that the module returns; fractions are float32. The caller owns the tensors.
+            The tree that the module returns; floating-point tensors are float32. The caller owns
+            them.
 
         Raises:
             ArgumentError: (a ``ValueError``) the inputs have another structure, shape, dtype or

@@ -57,7 +57,7 @@ def forward(
         memory: as in `bind`.
 
     Returns:
-        The tree that the module returns; fractions in float32.
+        The tree that the module returns; floating-point tensors are float32.
 
     Raises:
         ArgumentError: (a ``ValueError``) one of these cannot be used; or a member's weights
@@ -185,7 +185,7 @@ def plan_evaluation(
     *,
     memory: int | None = None,
 ) -> Plan:
-    """Return how `evaluate` would evaluate this: it holds a number a member, and no outputs.
+    """Return how `evaluate` would evaluate this: it holds one scalar per member, and no outputs.
 
     The arguments and the errors are those of `evaluate`.
     """

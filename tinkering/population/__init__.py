@@ -2,7 +2,7 @@
 
 `StackedPopulation` holds explicit members; a `PerturbedPopulation` is a centre and noise; in a
 `SeedChainPopulation` every member is a base and the addresses of its mutations; members of
-`PerturbedActivations` are the centre, but for noise on what a layer makes of an example.
+`PerturbedActivations` are the centre, but for noise on a layer's activation for an example.
 """
 
 from tinkering.population.member import CountedPopulation as CountedPopulation

@@ -13,7 +13,7 @@ from tinkering.errors import ArgumentError
 from tinkering.noise import Factors, LowRank, Noise, Stream, draw, on_device
 from tinkering.population.member import Members, ParamsAndBuffers
 from tinkering.population.stacked import StackedPopulation
-from tinkering.required import require_decimals, require_kind, require_named
+from tinkering.required import require_floating_point, require_kind, require_named
 
 _MEMBERS_PER_DRAW = 1024
 """Members whose noise is in memory at a time."""
@@ -106,7 +106,7 @@ class PerturbedPopulation(Members):
         else:
             require_named("model", model)
             self.params = dict(model)
-        require_decimals("model", self.params)
+        require_floating_point("model", self.params)
         self.sigma = _checked(sigma, self.params)
         self.noise: Noise = LowRank(rank=1) if noise is None else noise
         require_kind("noise", self.noise, Noise, "a kind of noise, such as LowRank(1)")

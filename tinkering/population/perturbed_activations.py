@@ -19,7 +19,7 @@ Utilities = Callable[[Float[Tensor, "examples samples"]], Float[Tensor, "example
 
 @dataclass(frozen=True)
 class PerturbedActivations:
-    """Members that are the centre, but for noise on what one layer makes of one example.
+    """Members that are the centre, but for noise on one layer's activation for one example.
 
     For every example and every layer there are `samples` of them: the layer's activation, where no
     rectifier is shut, is moved by ``+-sigma`` times its size. The size is its root mean square,

@@ -15,7 +15,7 @@ from tinkering.errors import ArgumentError
 from tinkering.noise import LowRank, Noise, Stream, draw, on_device
 from tinkering.population.member import Members, ParamsAndBuffers
 from tinkering.population.stacked import StackedPopulation
-from tinkering.required import require_decimals, require_named
+from tinkering.required import require_floating_point, require_named
 
 
 class Mutation(NamedTuple):
@@ -83,7 +83,7 @@ class SeedChainPopulation(Members):
         else:
             require_named("model", model)
             self.base = dict(model)
-        require_decimals("model", self.base)
+        require_floating_point("model", self.base)
         self.chains: tuple[Chain, ...] = tuple(chains)
         """Of each member."""
         self.noise: Noise = LowRank(rank=1) if noise is None else noise

@@ -54,7 +54,7 @@ class Progress:
     generation: int = 0
     """Generations that are over."""
     evaluations: int = 0
-    """Model-images evaluated for fitness."""
+    """Forward passes for fitness: see `tinkering.runs.evolve.Outcome`."""
     seconds: float = 0.0
     """Time of the loop, measurements included, over all processes that worked on the run."""
     troubles: Mapping[str, int] = field(default_factory=dict)

@@ -1,8 +1,8 @@
 """Activations are perturbed: noise on what layers return, in place of noise on weights.
 
 A layer often has far more weights than activations: the last stage of a `SimpleResNet` of width 8
-has 57,000 weights and makes 2,000 numbers of an image. An estimate of how fitness changes with few
-numbers takes few members. See `tinkering.engines.activations` for the estimate and its sources.
+has 57,000 weights and returns 2,000 numbers for an image. An estimate of how fitness changes with
+few numbers takes few members. See `tinkering.engines.activations` for the estimate and its sources.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ from tinkering.engines.evaluation import Evaluation
 from tinkering.errors import ArgumentError
 from tinkering.noise import Stream
 from tinkering.population import Population
-from tinkering.required import require_decimals, require_named
+from tinkering.required import require_floating_point, require_named
 from tinkering.strategies.groups import Group, group_of_each
 from tinkering.strategies.perturbation import Generation, Perturbation
 from tinkering.strategies.schedules import Schedule, inverse_sqrt, require_positive, value_at
@@ -133,7 +133,7 @@ class EvolutionStrategy:
         copies = {name: p.detach().clone() for name, p in params.items()}
         centre = {name: p for name, p in copies.items() if of_each[name].sigma}
         fixed = {name: p for name, p in copies.items() if not of_each[name].sigma}
-        require_decimals("params", centre)
+        require_floating_point("params", centre)
         average = {name: p.clone() for name, p in centre.items()}
         factors = {name: of_each[name].step for name in centre}
         optimiser = fresh_optimiser(self.optimiser, centre, self._rate(0), factors)

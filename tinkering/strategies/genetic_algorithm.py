@@ -16,7 +16,7 @@ from tinkering.engines.evaluation import Evaluation
 from tinkering.errors import ArgumentError
 from tinkering.noise import Dense, Noise
 from tinkering.population import Chain, Mutation, SeedChainPopulation
-from tinkering.required import require_decimals
+from tinkering.required import require_floating_point
 from tinkering.strategies.schedules import LARGEST_FLOAT, Schedule, require_positive, value_at
 from tinkering.strategies.told import Told, as_evaluation, finite_fitness
 
@@ -50,7 +50,7 @@ class GeneticAlgorithm:
     other members are a parent plus ``sigma * noise`` each; there is no crossover. Every parent
     has as many children as the others (but for a remainder, which goes to the fittest), where
     the paper draws a parent for each child. The `elites` fittest are handed on as they are,
-    and evaluated anew with all others: on images that change, a fitness of another generation
+    and evaluated anew with all others: on examples that change, a fitness of another generation
     compares with nothing, and a lucky one would stay for ever.
 
     A member is a chain of addresses (section 3.1 of the paper), whose noise is drawn again
@@ -106,7 +106,7 @@ class GeneticAlgorithm:
 
     def init(self, params: Mapping[str, Tensor]) -> GeneticState:
         """Return the state before the first generation, with a copy of `params` as parent."""
-        require_decimals("params", params)
+        require_floating_point("params", params)
         base = {name: p.detach().clone() for name, p in params.items()}
         return GeneticState(0, base, parents=((),))
 

@@ -5,7 +5,7 @@ First comes the advantage: fitness compared with that of those who met the same 
 pairs     Members 2p and 2p + 1 have mirrored noise. The advantage of the pair is half of the
           difference of their fitness; it belongs to the noise of the first.
 groups    Each member has noise of its own. Its advantage is its fitness minus the mean fitness
-          of the others in its group: what its group shares, such as hard images, cancels out,
+          of the others in its group: what its group shares, such as hard examples, cancels out,
           and no member is compared with itself, so nothing is biased. (Kool et al. 2019, "Buy 4
           REINFORCE Samples, Get a Baseline for Free!")
 examples  The same for perturbed activations, whose groups are the members of one example at one
