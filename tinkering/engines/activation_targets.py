@@ -176,7 +176,7 @@ def _target(
     for node in {step.last, *along}:
         placement = place_images(node, images) if node in depends else None
         if placement is None or not placement.is_first:
-            operation = f"{step.layer.target} on images that are not along axis 0"
+            operation = f"{step.layer.target} on examples that are not along axis 0"
             raise UnsupportedLayerError(own, operation)
     work = [work_of(each) if isinstance(each, Fused) else 0 for each in steps.steps]
     cost = sum(work[position + 1 :]) / max(1, sum(work))

@@ -66,7 +66,7 @@ class Activations:
             raise UnsupportedLayerError(name, "active dropout")
         steps = job.network.steps(name)
         if job.network.coupled:
-            operation = "its forward (the images of a batch are not independent)"
+            operation = "its forward (the examples of a batch are not independent)"
             raise UnsupportedLayerError(name, operation)
         if population.blur and len(steps.outputs) != 1:
             advice = "Noise is put on logits, and the module returns more than a tensor."
