@@ -30,7 +30,7 @@ from tinkering.graph.capture import capture
 from tinkering.graph.program import Program
 from tinkering.graph.runner import Runner
 from tinkering.graph.signature import sign
-from tinkering.layers.still import StillLayers
+from tinkering.layers.unperturbed import UnperturbedLayers
 
 _Forward = Callable[[Tensor], Tensor]
 _MANY = 256
@@ -66,7 +66,7 @@ def packed(model: nn.Module, tile: Tensor) -> _Forward:
     program = Program(capture(model, *sign((tile.float(),), {})))
     state = dict(model.named_parameters()) | dict(model.named_buffers())
     values = program.captured.values({name: value.detach() for name, value in state.items()})
-    runner = Runner(program, values, StillLayers(program, values, tile.dtype).calls)
+    runner = Runner(program, values, UnperturbedLayers(program, values, tile.dtype).calls)
 
     def forward(x: Tensor) -> Tensor:
         return runner.run([x])[0]

@@ -164,9 +164,9 @@ class TestNeeded:
             needed = set(steps.needed_after(position))
             later = steps.steps[position + 1 :]
             made = {getattr(s, "last", s) for s in later}
-            read = {n for s in later for n in _read_by(s)} | {steps.output}
+            read = {n for s in later for n in _read_by(s)} | set(steps.outputs)
             assert needed == {
-                n for n in read - made if n.op != "placeholder" or n.name == steps.captured.images
+                n for n in read - made if n.op != "placeholder" or n.name in steps.captured.inputs
             }
 
 

@@ -17,7 +17,7 @@ from torch.utils import _pytree
 from tinkering import functional as parallel
 from tinkering.engines.table import ENGINES
 from tinkering.errors import ArgumentError, UnsupportedLayerError
-from tinkering.evaluation.entry import forward, plan
+from tinkering.evaluation.entry import evaluate, forward, plan
 from tinkering.graph.copies import attributes, independent_copy, skeleton
 from tinkering.models import get_parallel_forward_pass_fn
 from tinkering.noise import Dense, LowRank, Stream
@@ -244,8 +244,8 @@ def test_a_forward_that_changes_its_module_is_refused(name, engine):
         forward(model, members, torch.randn(3, 4), engine=engine)
     assert str(caught.value) == (
         f"model: needed a forward that leaves the module as it was, got {type(model).__name__}, "
-        f"which changes {said}. Members share one module, so take its state as a part of x, and "
-        "return it as a part of the result. BatchNorm and spectral_norm: call model.eval()."
+        f"which changes {said}. Members share one module, so take its state as an input and return "
+        "it: output, state = model(x, state). BatchNorm and spectral_norm: call model.eval()."
     )
     for (path, old), (_, new) in zip(before, held(model), strict=True):
         assert same(old, new), path

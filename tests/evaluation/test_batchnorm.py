@@ -169,14 +169,12 @@ def test_fewer_than_two_images(images):
     ):
         with pytest.raises(ValueError, match="variance") as caught:
             call()
-        assert (
-            str(caught.value)
-            == f"inputs: needed at least two images, for a variance, got {images}."
-        )
+        needed = "inputs: needed at least two examples, for a variance"
+        assert str(caught.value) == f"{needed}, got {images}."
         assert isinstance(caught.value, TinkeringError)
 
 
 def test_a_tile_of_one_image_is_refused():
     with pytest.raises(ValueError, match="needed") as caught:
         reference_statistics(nn.BatchNorm1d(3), {}, torch.zeros(4, 3), tile=1)
-    assert str(caught.value) == "tile: needed at least two images, for a variance, got 1."
+    assert str(caught.value) == "tile: needed at least two examples, for a variance, got 1."

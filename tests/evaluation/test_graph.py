@@ -2,15 +2,17 @@
 
 import copy
 import weakref
+from functools import partial
 
 import pytest
 import torch
 from graph_nets import FUSES, FUSES_NOT, conv, norm
-from small_nets import captured, loop
+from small_nets import loop, program
 from torch import nn
 
 import tinkering
-from tinkering.graph.program import LINEAR, NORM, Fused, Program
+from tinkering.graph.program import LINEAR, NORM, Fused
+from tinkering.graph.runner import Runner
 from tinkering.layers.centre import layer
 from tinkering.population import PerturbedPopulation
 
@@ -49,24 +51,26 @@ def letters(step):
 
 
 def steps_of(model):
-    return " ".join(letters(step) for step in Program(captured(model, images())).steps)
+    return " ".join(letters(step) for step in program(model, images()).steps)
 
 
 def run(model, x, dtype=torch.float32, watch=lambda *_: None):
     """Run a module's steps with layers of its own weights."""
-    program = Program(captured(model, x))
+    steps = program(model, x)
     state = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-    values = program.captured.values({name: v.detach() for name, v in state.items()})
-    layers = {step.last.name: layer(step, values, dtype) for step in program.fused}
+    values = steps.captured.values({name: v.detach() for name, v in state.items()})
+    layers = {step.last.name: layer(step, values, dtype) for step in steps.fused}
 
-    def call(step, x, residual):
-        overwrite = program.may_overwrite_residual(step)
+    def call(step, _tile, x, residual):
+        overwrite = steps.may_overwrite_residual(step)
         result = layers[step.last.name](x, residual, overwrite)
-        watch(program, step, result)
+        watch(steps, step, result)
         return result
 
+    runner = Runner(steps, values, {s.last.name: partial(call, s) for s in steps.fused})
     with torch.no_grad():
-        return program.run(x, values, call)
+        (result,) = runner.run([x])
+    return result
 
 
 @pytest.mark.parametrize("name", NETS)
@@ -123,11 +127,11 @@ class TestMemory:
         alive: dict[str, weakref.ref] = {}
         most = []
 
-        def watch(program, step, result):
-            at = program.steps.index(step)
+        def watch(steps, step, result):
+            at = steps.steps.index(step)
             needed = {
                 node.name
-                for later in program.steps[at:]
+                for later in steps.steps[at:]
                 if isinstance(later, Fused)
                 for node in (later.source, later.residual)
                 if node is not None
@@ -141,22 +145,21 @@ class TestMemory:
         run(model, images(), watch=watch)
         assert max(most) == (1 if name == "chain" else 2)
 
-    def test_each_value_is_released_once_and_the_output_never(self):
+    def test_each_value_is_released_once_and_the_outputs_never(self):
         for model, _ in NETS.values():
-            program = Program(captured(model, images()))
-            released = [name for _, names in program.walk() for name in names]
+            steps = program(model, images())
+            released = [name for _, names in steps.walk() for name in names]
             made = {
-                step.last.name if isinstance(step, Fused) else step.name
-                for step, _ in program.walk()
+                step.last.name if isinstance(step, Fused) else step.name for step, _ in steps.walk()
             }
-            assert sorted(released) == sorted(made - {program.output.name})
+            assert sorted(released) == sorted(made - {node.name for node in steps.outputs})
 
     def test_a_residual_is_overwritten_only_where_nobody_else_reads_it(self):
         may = {}
         for name, (model, _) in NETS.items():
-            program = Program(captured(model, images()))
-            adding = [step for step in program.fused if step.residual is not None]
-            may[name] = [program.may_overwrite_residual(step) for step in adding]
+            steps = program(model, images())
+            adding = [step for step in steps.fused if step.residual is not None]
+            may[name] = [steps.may_overwrite_residual(step) for step in adding]
         assert may["residual block"] == [True]
         assert may["two convolutions added"] == [True]
         assert may["sum that others read"] == [False, False]
@@ -172,5 +175,5 @@ class TestModes:
 
 
 def test_makes_output():
-    program = Program(captured(NETS["residual block"][0], images()))
-    assert [program.makes_output(step) for step in program.fused] == [False, False, True]
+    steps = program(NETS["residual block"][0], images())
+    assert [steps.makes_output(step) for step in steps.fused] == [False, False, True]

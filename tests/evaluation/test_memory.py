@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from small_nets import captured
+from small_nets import captured, seen
 from torch import nn
 
 from tinkering.engines import memory
@@ -101,7 +101,8 @@ class TestFootprint:
         short, long = (
             self.of(nn.Sequential(*[nn.Linear(50, 50) for _ in range(n)]), 50) for n in (3, 20)
         )
-        assert short == long
+        assert (short.peak, short.largest, short.output) == (long.peak, long.largest, long.output)
+        assert (short.work, long.work) == (3 * 50 * 50, 20 * 50 * 50)
 
     def test_a_residual_is_held_until_it_is_added(self):
         class Adds(nn.Module):
@@ -123,4 +124,8 @@ class TestFootprint:
         model = Wide().eval()
         one, five = (Program(captured(model, torch.zeros(n, 1, 8, 8))) for n in (1, 5))
         assert memory.footprint(one) == memory.footprint(five)
-        assert memory.footprint(one) is memory.footprint(one)
+
+    def test_it_is_found_out_once_for_a_module(self):
+        model = Wide().eval()
+        first, again = (seen(model, torch.zeros(n, 1, 8, 8)).footprint for n in (2, 3))
+        assert first is again

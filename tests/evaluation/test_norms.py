@@ -87,8 +87,8 @@ class TestBatch:
         with pytest.raises(ArgumentError) as caught:
             forward(model, population_of(model), x, engine=engine, norm="batch")
         assert str(caught.value).startswith(
-            "inputs: needed at least two images a member, for norms that use the statistics of the "
-            "batch, got one (Expected more than 1 value per channel"
+            "inputs: needed at least two examples a member, for norms that use the statistics of "
+            "the batch, got one (Expected more than 1 value per channel"
         )
 
 

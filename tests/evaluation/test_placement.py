@@ -68,7 +68,7 @@ def values_of(taken, model, x):
     interpreter = Remember(fx.GraphModule({}, taken.graph))
     interpreter.seen = {}
     names = [node.name for node in taken.graph.nodes if node.op == "placeholder"]
-    interpreter.run(*[x if name == taken.images else values[name] for name in names])
+    interpreter.run(*[x if name in taken.inputs else values[name] for name in names])
     return interpreter.seen
 
 
@@ -77,14 +77,13 @@ def test_each_image_is_where_it_would_be_alone(name):
     model = Does(FORWARDS[name]).eval()
     x = torch.randn(5, 7, 4)
     taken = captured(model, x)
-    (images,) = (node for node in taken.graph.nodes if node.name == taken.images)
     together = values_of(taken, model, x)
     alone = [values_of(taken, model, x[i : i + 1]) for i in range(5)]
     placed = 0
     for node in taken.graph.nodes:
         if node.op == "output" or node.name in taken.parameters:
             continue
-        placement = place_images(node, images)
+        placement = place_images(node, taken.examples)
         value = together[node.name]
         if placement is None:  # an axis of all of them was taken apart or is behind a merged one
             assert name.startswith("merged")
@@ -106,9 +105,8 @@ def test_each_image_is_where_it_would_be_alone(name):
 def place(model, x, target):
     """Where the images are in what an operation makes."""
     taken = captured(model.eval(), x)
-    (images,) = (node for node in taken.graph.nodes if node.name == taken.images)
     (node,) = (node for node in taken.graph.nodes if node.name == target)
-    return place_images(node, images)
+    return place_images(node, taken.examples)
 
 
 class TestPlaces:

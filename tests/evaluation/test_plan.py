@@ -17,13 +17,13 @@ from small_nets import (
     modules_of,
     population_of,
     resnet,
+    seen,
 )
 
-from tinkering.engines import planning
+from tinkering.engines import planning, table
 from tinkering.engines.job import Tiles
 from tinkering.engines.table import ENGINES
 from tinkering.errors import ArgumentError
-from tinkering.evaluation import entry as door
 from tinkering.evaluation.entry import forward, plan
 
 both_in_dims = pytest.mark.parametrize("in_dims", [(0, None), (0, 0)], ids=str)
@@ -33,14 +33,14 @@ MEMBERS, IMAGES = 9, 5
 @pytest.fixture
 def tiled(monkeypatch):
     """Make every evaluation that follows use the tiles it is called with."""
-    make_plan = door.make_plan
+    make_plan = table.make_plan
 
     def use(members, images, threads=1):
         def planned(*args, **kwargs):
             tiles = Tiles(members, images, threads)
             return dataclasses.replace(make_plan(*args, **kwargs), tiles=tiles)
 
-        monkeypatch.setattr(door, "make_plan", planned)
+        monkeypatch.setattr(table, "make_plan", planned)
 
     return use
 
@@ -103,9 +103,9 @@ class TestTiles:
     def test_a_batch_of_more_images_than_a_run(self, engine):
         model = made(convnet)
         population = population_of(model, size=2)
-        x = inputs_for(convnet, 1100)
+        x = inputs_for(convnet, 4100)
         found = plan(model, population, x, engine=engine)
-        assert found.tiles.images < 1100
+        assert found.tiles.images < 4100
         assert_close(forward(model, population, x, engine=engine), loop(population, x))
 
     @pytest.mark.parametrize("engine", ENGINES)
@@ -174,8 +174,9 @@ class TestMemory:
 class TestPortions:
     """Threads take them as they get free, so one that is held up holds up no other."""
 
-    def tiles(self, monkeypatch, members, threads, images=64, draw=1 << 20):
+    def tiles(self, monkeypatch, members, threads, images=64, draw=1 << 20, little=0):
         monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+        monkeypatch.setattr(planning, "_LITTLE_WORK", little)
         monkeypatch.setattr(planning._Sizes, "images_in_cache", lambda _: images)
         monkeypatch.setattr(planning._Sizes, "members_a_draw", lambda _: draw)
         model = made(resnet)
@@ -202,6 +203,12 @@ class TestPortions:
     def test_one_thread_takes_as_many_as_are_drawn_at_once(self, monkeypatch):
         assert self.tiles(monkeypatch, 1024, 1).members == 1024
         assert self.tiles(monkeypatch, 1024, 1, draw=128).members == 128
+
+    def test_little_work_is_one_portion_of_one_thread(self, monkeypatch):
+        one = seen(made(resnet), inputs_for(resnet, 2)).footprint.work
+        for members, threads in ((64, 1), (66, 2)):
+            found = self.tiles(monkeypatch, members, 2, images=256, little=64 * one + 1)
+            assert (found.threads, found.members) == (threads, -(-members // threads))
 
     @pytest.mark.parametrize("members", [256, 4096])
     def test_the_same_whenever_asked(self, monkeypatch, members):

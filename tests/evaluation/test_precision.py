@@ -29,7 +29,7 @@ def fitness(engine, dtype, sigma):
     population = PerturbedPopulation(network(), size=MEMBERS, sigma=sigma)
     return tinkering.evaluate(
         network(), population, x, y, dtype=dtype, engine=engine, norm=Reference(others)
-    )
+    ).fitness
 
 
 def ranks(values):

@@ -15,9 +15,6 @@ import json, warnings
 import numpy as np
 import torch
 from torch import nn
-import tinkering
-from small_nets import fitness_of
-
 from tinkering import *
 
 warnings.simplefilter("ignore")
@@ -34,6 +31,15 @@ class Last(nn.Module):
     def forward(self, x):
         return self.lstm(x)[0][:, -1]
 last = Last().eval()
+class Rows(nn.Linear):
+    def forward(self, x):
+        return super().forward(x.flatten(1))
+picture = Rows(4, 3).eval()
+pictures = PerturbedPopulation(picture, 4, 0.1)
+class Named(nn.Sequential):
+    def forward(self, x):
+        return dict(logits=super().forward(x))
+named = Named(*model).eval()
 own = StackedPopulation(dict(weight=torch.randn(5, 3, 4)), {})
 strategy = EvolutionStrategy(Weights(population=4))
 state = strategy.init(params)
@@ -42,28 +48,30 @@ perturbed = EvolutionStrategy(Activations()).ask(EvolutionStrategy(Activations()
 calls = {
     "x array": lambda: forward(model, members, x.numpy()),
     "x list": lambda: forward(model, members, [[1.0] * 4]),
-    "y array": lambda: fitness_of(model, members, x, y.numpy()),
-    "y list": lambda: fitness_of(model, members, x, [0, 0]),
-    "y int32": lambda: fitness_of(model, members, x, y.int()),
-    "y too large": lambda: fitness_of(model, members, x, y + 3),
-    "y negative": lambda: fitness_of(model, members, x, y - 1),
-    "fitness array": lambda: fitness_of(model, members, x, y, lambda l, t: np.zeros(len(l))),
-    "fitness list": lambda: fitness_of(model, members, x, y, lambda l, t: [0.0] * len(l)),
-    "fitness complex": lambda: fitness_of(
+    "y array": lambda: evaluate(model, members, x, y.numpy()),
+    "y list": lambda: evaluate(model, members, x, [0, 0]),
+    "y int32": lambda: evaluate(model, members, x, y.int()),
+    "y too large": lambda: evaluate(model, members, x, y + 3),
+    "y negative": lambda: evaluate(model, members, x, y - 1),
+    "fitness array": lambda: evaluate(model, members, x, y, lambda l, t: np.zeros(len(l))),
+    "fitness list": lambda: evaluate(model, members, x, y, lambda l, t: [0.0] * len(l)),
+    "fitness complex": lambda: evaluate(
         model, members, x, y, lambda l, t: torch.zeros(len(l), dtype=torch.complex64)
     ),
     "model": lambda: forward(params, members, x),
     "population module": lambda: forward(model, model, x),
     "population dict": lambda: forward(model, params, x),
     "population activations": lambda: forward(model, perturbed, x),
-    "activations population": lambda: evaluate(model, members, x, y),
     "activations y": lambda: evaluate(model, perturbed, x, [0, 0]),
     "member": lambda: perturbed.member(0),
     "materialise": lambda: perturbed.materialise(0, model),
     "stack": lambda: perturbed.stack(),
     "perturb": lambda: EvolutionStrategy(256),
-    "observations": lambda: forward(model, members, torch.randn(4, 4), (0, 0)),
-    "one observation": lambda: forward(model, members, torch.randn(4)),
+    "observations": lambda: forward(picture, pictures, torch.randn(4, 4), (0, 0)),
+    "one observation": lambda: forward(picture, pictures, torch.randn(4)),
+    "fitness none": lambda: evaluate(model, members, x, y, None),
+    "fitness name": lambda: evaluate(model, members, x, y, "accuracy"),
+    "fitness of logits": lambda: evaluate(named, members, x, y),
     "lstm vmapped": lambda: forward(
         last, StackedPopulation.from_modules([last] * 2), torch.randn(2, 5, 4), engine="vmapped"
     ),
@@ -102,34 +110,39 @@ REFUSED = (
     "population: needed members with weights of their own, got PerturbedActivations. Its members "
     "are the centre, but for noise on an activation."
 )
+SCALAR = "fitness: needed a tensor of shape [members] = [*], one scalar per member, got"
+NO_FITNESS = (
+    "fitness: needed a function of outputs and targets that returns one scalar per member, got"
+)
+LOSS = "A loss of PyTorch averages over members; negative_cross_entropy does not."
 SAID = {
     "x array": f"inputs: needed a tensor, got an ndarray. {TENSOR}",
-    "x list": f"inputs: needed a tensor, got a list. {TENSOR}",
+    "x list": f"inputs[0][0]: needed a tensor, got a float. {TENSOR}",
     "y array": f"targets: needed a tensor, got an ndarray. {TENSOR}",
     "y list": f"targets: needed a tensor, got a list. {TENSOR}",
-    "y int32": "targets: needed labels of torch.int64, got torch.int32. Call y.long().",
+    "y int32": "targets: needed labels of torch.int64, got torch.int32. Call targets.long().",
     "y too large": "targets: needed labels from 0 to 2, as there are 3 outputs, got 3.",
     "y negative": "targets: needed labels from 0 to 2, as there are 3 outputs, got -1.",
-    "fitness array": "fitness: needed a tensor of shape [members] = [*], one number a member, got "
-    f"an ndarray. {TENSOR}",
-    "fitness list": "fitness: needed a tensor of shape [members] = [*], one number a member, got "
-    f"a list. {TENSOR}",
+    "fitness array": f"{SCALAR} an ndarray. {TENSOR}",
+    "fitness list": f"{SCALAR} a list. {TENSOR}",
     "fitness complex": "fitness: needed real numbers, got torch.complex64.",
     "model": "model: needed a module, got a dict.",
-    "population module": f"population: needed a CountedPopulation, got a Sequential. {KINDS}",
-    "population dict": f"population: needed a CountedPopulation, got a dict. {KINDS}",
-    "population activations": "population: needed a CountedPopulation, got a PerturbedActivations. "
-    f"{KINDS}",
-    "activations population": "population: needed a PerturbedActivations, got a "
-    "PerturbedPopulation.",
+    "population module": f"population: needed a Population, got a Sequential. {KINDS}",
+    "population dict": f"population: needed a Population, got a dict. {KINDS}",
+    "population activations": "population: needed members that see the whole batch, got "
+    "PerturbedActivations. A member of these sees a single example: evaluate rates them.",
     "member": REFUSED,
     "materialise": REFUSED,
     "stack": REFUSED,
     "perturb": "perturb: needed Weights or Activations, got 256.",
-    "activations y": f"y: needed a tensor, got a list. {TENSOR}",
-    "observations": "inputs: needed examples that Sequential takes, [batch, ...] for each "
+    "activations y": f"targets: needed a tensor, got a list. {TENSOR}",
+    "fitness none": f"{NO_FITNESS} a NoneType. {LOSS}",
+    "fitness name": f"{NO_FITNESS} a str. {LOSS}",
+    "fitness of logits": "fitness: needed a function of a dict, as the module returns, got one of "
+    "logits, a tensor.",
+    "observations": "inputs: needed examples that Rows takes, [batch, ...] for each "
     f"member, got [4] of torch.float32 (*). {AXIS}",
-    "one observation": "inputs: needed examples that Sequential takes, [batch, ...] for each "
+    "one observation": "inputs: needed examples that Rows takes, [batch, ...] for each "
     f"member, got [4] of torch.float32 (*). {AXIS}",
     "lstm vmapped": "Last: no member-wise form of its forward under torch.func.vmap (*) is known.",
     "centre list": "model: needed tensors by name, got a list.",

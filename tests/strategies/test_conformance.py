@@ -279,7 +279,7 @@ def test_the_population_is_evaluated_as_it_is(make):
         strategy = make(population=MEMBERS, groups={"1.*": Group(sigma=2.0)})
     population = strategy.ask(strategy.init(dict(model.named_parameters())))
     x, y = torch.randn(10, 6), torch.randint(3, (10,))
-    result = evaluate(model, population, x, y)
+    result = evaluate(model, population, x, y).fitness
     modules = [population.materialise(i, model) for i in range(MEMBERS)]
     with torch.no_grad():
         expected = torch.stack([-F.cross_entropy(module(x), y) for module in modules])

@@ -144,10 +144,10 @@ def test_is_evaluated_with_the_engine_for_members_one_by_one(noise):
     x, y = torch.randn(60, 4, 4), torch.randint(3, (60,))
     strategy = GeneticAlgorithm(16, 0.1, parents=3, elites=1, noise=noise)
     state = strategy.init(dict(model.named_parameters()))
-    fitness = [evaluate(model, strategy.ask(state), x, y, engine="sequential")]
+    fitness = [evaluate(model, strategy.ask(state), x, y, engine="sequential").fitness]
     for _ in range(6):
         state = strategy.tell(state, fitness[-1])
-        fitness.append(evaluate(model, strategy.ask(state), x, y, engine="sequential"))
+        fitness.append(evaluate(model, strategy.ask(state), x, y, engine="sequential").fitness)
     assert fitness[-1].max() > fitness[0].max() + 0.1
     # The elite is the centre, and as fit as it was.
     assert fitness[-1][0].item() == pytest.approx(state.fitness[0], rel=1e-5)

@@ -341,6 +341,7 @@ class TestParts:
     def _small_tiles(self, monkeypatch):
         before = torch.get_num_threads()
         monkeypatch.setattr(plan, "_NOISE", 1)
+        monkeypatch.setattr(plan, "_LITTLE_WORK", 0)
         monkeypatch.setattr(plan, "images_in_cache", lambda *_: 4)
         yield
         torch.set_num_threads(before)

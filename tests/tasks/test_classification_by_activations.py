@@ -113,7 +113,7 @@ class TestPlan:
             Classification(MODEL, DIGITS, batch=12, memory=memory) for memory in (10**9, 1_500_000)
         )
         plans = [task.plan(population) for task in (large, small)]
-        assert plans[1].images < plans[0].images
+        assert plans[1].tiles.images < plans[0].tiles.images
         assert all(plan.needed <= plan.budget for plan in plans)
         assert str(plans[1]).endswith("MiB of 1 MiB")
         fitness = [task.evaluate(population, 0) for task in (large, small)]
@@ -128,8 +128,7 @@ class TestPlan:
                 what(population_of(MODEL))
             assert str(caught.value).startswith("memory: needed at least ")
             assert str(caught.value).endswith(
-                " bytes, got 10,000. Give it more, or fewer members an image, or fewer images "
-                "a generation."
+                " bytes, got 10,000. Give it more, or fewer members an example, or fewer examples."
             )
 
 
@@ -180,7 +179,7 @@ class TestParts:
         task = Classification(MODEL, DIGITS, batch=self.IMAGES, memory=memory)
         population = population_of(make_model(1), samples=8)
         whole, parts = task.plan(population), task.parts(population, 3)
-        assert whole.images < 16  # less than it would take
+        assert whole.tiles.images < 16  # less than it would take
         results = [task.part(population, 0, part) for part in parts]
         together, expected = merged(results), task.evaluate(population, 0)
         torch.set_num_threads(before)

@@ -38,7 +38,7 @@ from tinkering.graph.program import Fused, Program, name_of
 from tinkering.graph.runner import Runner
 from tinkering.graph.signature import Batch
 from tinkering.layers.centre import Values
-from tinkering.layers.still import StillLayers
+from tinkering.layers.unperturbed import UnperturbedLayers
 from tinkering.population import PerturbedActivations
 
 _IMAGES_A_SUM = 16
@@ -67,7 +67,7 @@ class Activations:
             raise UnsupportedLayerError(name, "active dropout")
         steps = job.network.steps(name)
         if job.network.coupled:
-            operation = "its forward (the images of a batch are not independent)"
+            operation = "its forward (the examples of a batch are not independent)"
             raise UnsupportedLayerError(name, operation)
         if population.blur and len(steps.outputs) != 1:
             advice = "Noise is put on logits, and the module returns more than a tensor."
@@ -79,7 +79,7 @@ class Activations:
         state = job.own | dict(population.params) | dict(population.buffers)
         self._values = steps.captured.values(state)
         self._targets = find_targets(steps, population.params, self._values)
-        self._layers = StillLayers(steps, self._values, job.dtype)
+        self._layers = UnperturbedLayers(steps, self._values, job.dtype)
 
     def plan(self, batch: Batch, budget: int | None, keeps_outputs: bool, may_keep: bool) -> Plan:
         """Return how a batch would be evaluated; nothing is kept of it."""
@@ -202,7 +202,7 @@ class _Run:
         targets: list[Target],
         population: PerturbedActivations,
         rater: Rater,
-        layers: StillLayers,
+        layers: UnperturbedLayers,
     ) -> None:
         self._steps, self._targets = steps, targets
         self._population, self._rater = population, rater

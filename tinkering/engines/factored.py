@@ -186,7 +186,7 @@ class _Binder:
         if step.layer.target is LINEAR and step.norm is None:
             return MemberLayer(step, names, self._values, dtype, placement)
         if not placement.is_first:
-            self._refuse(step.layer, f"{step.layer.target} on images that are not along axis 0")
+            self._refuse(step.layer, f"{step.layer.target} on examples that are not along axis 0")
         if step.layer.target is NORM:
             return MemberNorm(step, names, self._values, dtype)
         return MemberLayer(step, names, self._values, dtype, placement)
@@ -216,7 +216,7 @@ class _Binder:
         if placement.is_first:
             return member.call
         if not member.moves:
-            self._refuse(node, f"{node.target} on images that are not along axis 0")
+            self._refuse(node, f"{node.target} on examples that are not along axis 0")
         return partial(_moved, member.call, placement)
 
     def _name(self, argument: Any) -> str | None:
@@ -241,7 +241,7 @@ class _Binder:
     def _placement(self, node: fx.Node, source: fx.Node) -> Placement:
         found = place_images(source, self._images)
         if found is None:
-            self._refuse(node, f"{node.target} on an input whose images cannot be told apart")
+            self._refuse(node, f"{node.target} on an input whose examples cannot be told apart")
         return found
 
     def _refuse(self, node: fx.Node, operation: str) -> NoReturn:
@@ -287,7 +287,7 @@ def prepare(job: Job) -> Run:
     forward = FactoredForward(program, state, frozenset(population.params), job.dtype)
     if not job.is_known and _couples_members(job, forward, population):
         raise UnsupportedLayerError(
-            type(job.model).__name__, "its forward (the images of a batch are not independent)"
+            type(job.model).__name__, "its forward (the examples of a batch are not independent)"
         )
     return _Factored(job, forward, population)
 

@@ -18,7 +18,7 @@ from tinkering.engines.rating import Rater, rated
 from tinkering.errors import ArgumentError, UnsupportedLayerError
 from tinkering.graph.signature import Batch
 from tinkering.noise import Dense
-from tinkering.population import PerturbedActivations, PerturbedPopulation
+from tinkering.population import PerturbedActivations, PerturbedPopulation, Population
 
 ENGINES: dict[str, Callable[[Job], Run]] = {
     "factored": factored.prepare,
@@ -74,6 +74,11 @@ class Members:
         return Evaluation(fitness, None, float(seen), seen)
 
 
+def names_for(population: Population) -> tuple[str, ...]:
+    """Return the names of the engines that evaluate a kind of population."""
+    return ("activations",) if isinstance(population, PerturbedActivations) else tuple(ENGINES)
+
+
 def prepared(job: Job, name: str, reason: str = "asked for") -> Engine:
     """Return an engine for a job.
 
@@ -84,13 +89,18 @@ def prepared(job: Job, name: str, reason: str = "asked for") -> Engine:
 
     Raises:
         UnsupportedLayerError: it cannot evaluate the module.
-        ArgumentError: (a ``ValueError``) it does not evaluate members of this kind.
+        ArgumentError: (a ``ValueError``) members are to be random, and nobody said how.
     """
     population = job.population
     if isinstance(population, PerturbedActivations):
-        if name not in ("auto", "activations"):
-            raise ArgumentError("engine", '"auto" for perturbed activations', repr(name))
         return Activations(job, population)
+    if job.random and job.randomness == "error":
+        raise ArgumentError(
+            "randomness",
+            '"same" or "different", because the module has active dropout',
+            '"error"',
+            "For no dropout call model.eval().",
+        )
     if name == "auto":
         return _chosen(job)
     return Members(job, name, reason, ENGINES[name](job))
@@ -104,7 +114,7 @@ def _chosen(job: Job) -> Engine:
     if isinstance(job.population.noise, Dense) and images >= _FEW_IMAGES:
         reason = (
             "members share a centre, but dense noise is as large as the weights, and with "
-            f"{images} images a member it pays to build them"
+            f"{images} examples a member it pays to build them"
         )
         return prepared(job, "sequential", reason)
     try:

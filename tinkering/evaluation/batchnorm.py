@@ -84,21 +84,21 @@ def norm_scales(model: nn.Module) -> set[str]:
 
 @torch.no_grad()
 def reference_statistics(
-    model: nn.Module, params: Mapping[str, Tensor], x: Tensor, tile: int = 512
+    model: nn.Module, params: Mapping[str, Tensor], inputs: Tensor, tile: int = 512
 ) -> dict[str, Tensor]:
-    """Return the module's buffers with BatchNorm statistics of `x` under `params`.
+    """Return the module's buffers with BatchNorm statistics of `inputs` under `params`.
 
-    Every layer's mean and variance are averaged over tiles of `x`, without a memory of
+    Every layer's mean and variance are averaged over tiles of them, without a memory of
     earlier values ("precise BatchNorm", Wu and Johnson 2021, arXiv 2105.07576, section 3).
 
     Args:
         model: the architecture; its own parameters and buffers are not changed.
         params: the parameters by name.
-        x: what the module takes, ``[images, ...]``; at least two images.
-        tile: images at a time, at most; 3 where 2 would leave one over.
+        inputs: what the module takes, ``[examples, ...]``; at least two examples.
+        tile: examples at a time, at most; 3 where 2 would leave one over.
 
     Raises:
-        ArgumentError: (a ``ValueError``) fewer than two images, or a `tile` below 2.
+        ArgumentError: (a ``ValueError``) fewer than two examples, or a `tile` below 2.
 
     Example:
         >>> norm = nn.BatchNorm1d(1, affine=False)
@@ -106,30 +106,30 @@ def reference_statistics(
         >>> buffers["running_mean"], buffers["running_var"]
         (tensor([2.]), tensor([1.]))
     """
-    require_tensor("x", x)
-    if len(x) < 2:
-        raise ArgumentError("x", "at least two images, for a variance", len(x))
+    require_tensor("inputs", inputs)
+    if len(inputs) < 2:
+        raise ArgumentError("inputs", "at least two examples, for a variance", len(inputs))
     if tile < 2:
-        raise ArgumentError("tile", "at least two images, for a variance", tile)
+        raise ArgumentError("tile", "at least two examples, for a variance", tile)
     module = copy.deepcopy(model).eval()
     for layer in module.modules():
         if isinstance(layer, nn.modules.batchnorm._BatchNorm):
             layer.train()
             layer.reset_running_stats()
             layer.momentum = None  # PyTorch's word for a plain average over the calls
-    # Never a tile of one image, which has no variance.
-    tiles = min(-(-len(x) // tile), len(x) // 2)
-    for part in torch.tensor_split(x, tiles):
+    # Never a tile of one example, which has no variance.
+    tiles = min(-(-len(inputs) // tile), len(inputs) // 2)
+    for part in torch.tensor_split(inputs, tiles):
         functional_call(module, dict(params), (part,))
     return dict(module.named_buffers())
 
 
-def recalibrate(model: nn.Module, x: Tensor, tile: int = 512) -> None:
-    """Replace the module's BatchNorm statistics by those of `x`, in place.
+def recalibrate(model: nn.Module, inputs: Tensor, tile: int = 512) -> None:
+    """Replace the module's BatchNorm statistics by those of `inputs`, in place.
 
     Args:
         model: the module; its parameters and its mode stay.
-        x: what the module takes, ``[images, ...]``; at least two images.
+        inputs: what the module takes, ``[examples, ...]``; at least two examples.
         tile: as in `reference_statistics`.
 
     Raises:
@@ -142,4 +142,4 @@ def recalibrate(model: nn.Module, x: Tensor, tile: int = 512) -> None:
         tensor([2.])
     """
     params = {name: p.detach() for name, p in model.named_parameters()}
-    model.load_state_dict(reference_statistics(model, params, x, tile), strict=False)
+    model.load_state_dict(reference_statistics(model, params, inputs, tile), strict=False)

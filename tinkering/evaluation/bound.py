@@ -275,13 +275,6 @@ def bound_to(
         for given, examples in zip(signature.axes, network.examples, strict=True)
     )
     batch = batch_of(replace(signature, axes=axes), tensors, _count(population))
-    if network.random and options.randomness == "error":
-        raise ArgumentError(
-            "randomness",
-            '"same" or "different", because the module has active dropout',
-            '"error"',
-            "For no dropout call model.eval().",
-        )
     job = Job(
         model=network.other or model,
         source=model,

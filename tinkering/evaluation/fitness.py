@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tinkering.errors import ArgumentError
+from tinkering.required import kind_of, require_tensor
 
 
 def negative_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
@@ -23,10 +24,10 @@ def negative_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
         >>> negative_cross_entropy(torch.zeros(3, 5, 2), torch.zeros(3, 5, dtype=torch.long))
         tensor([-0.6931, -0.6931, -0.6931])
     """
-    if labels.dtype != torch.int64:
-        advice = "Call labels.long()."
-        raise ArgumentError("targets", "labels of torch.int64", labels.dtype, advice)
     _require_labels(labels, logits)
+    if labels.dtype != torch.int64:
+        advice = "Call targets.long()."
+        raise ArgumentError("targets", "labels of torch.int64", labels.dtype, advice)
     losses = F.cross_entropy(logits.flatten(0, -2), labels.flatten(), reduction="none")
     return -losses.view(len(labels), -1).mean(1)
 
@@ -50,6 +51,8 @@ def accuracy(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def _require_labels(labels: Tensor, logits: Tensor) -> None:
+    _require_logits(logits)
+    require_tensor("targets", labels)
     if labels.shape != logits.shape[:-1]:
         needed = f"a label for every row of logits, {list(logits.shape[:-1])}"
         raise ArgumentError("targets", needed, list(labels.shape))
@@ -58,3 +61,9 @@ def _require_labels(labels: Tensor, logits: Tensor) -> None:
     if low < 0 or high >= classes:
         needed = f"labels from 0 to {classes - 1}, as there are {classes} outputs"
         raise ArgumentError("targets", needed, low if low < 0 else high)
+
+
+def _require_logits(logits: object) -> None:
+    if not isinstance(logits, Tensor):
+        needed = f"a function of {kind_of(logits)}, as the module returns"
+        raise ArgumentError("fitness", needed, "one of logits, a tensor")

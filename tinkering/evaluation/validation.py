@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree
 
 from tinkering.engines.rating import Targets
-from tinkering.engines.table import ENGINES
+from tinkering.engines.table import names_for
 from tinkering.errors import ArgumentError
 from tinkering.evaluation.batchnorm import (
     Policy,
@@ -107,7 +107,7 @@ def signed(
 def check(model: nn.Module, population: Population, tensors: Batch, options: Options) -> None:
     """Refuse arguments that cannot be used."""
     require_plain_call()
-    _check_options(options)
+    _check_options(options, names_for(population))
     trained = norms_in_train_mode(model)
     if trained and options.norm != "batch":
         raise ArgumentError(
@@ -127,11 +127,11 @@ def check(model: nn.Module, population: Population, tensors: Batch, options: Opt
     require_device(population, tensors)
 
 
-def _check_options(options: Options) -> None:
+def _check_options(options: Options, engines: tuple[str, ...]) -> None:
     if options.norm not in ("running", "batch") and not isinstance(options.norm, Reference):
         raise ArgumentError("norm", '"running", "batch" or a Reference', _said(options.norm))
-    if options.engine not in ("auto", *ENGINES):
-        raise ArgumentError("engine", f"one of auto, {', '.join(ENGINES)}", repr(options.engine))
+    if options.engine not in ("auto", *engines):
+        raise ArgumentError("engine", f"one of auto, {', '.join(engines)}", repr(options.engine))
     if options.randomness not in ("error", "same", "different"):
         raise ArgumentError(
             "randomness", '"error", "same" or "different"', repr(options.randomness)

@@ -14,7 +14,7 @@ from tinkering.layers.narrow import NarrowConv, is_narrow
 from tinkering.native.correction import Shape
 
 
-class StillLayers:
+class UnperturbedLayers:
     """A program's fused steps with one set of weights.
 
     Args:
@@ -25,7 +25,7 @@ class StillLayers:
 
     def __init__(self, steps: Program, values: Values, dtype: torch.dtype) -> None:
         layers = {
-            step: _still(step, values, torch.float32 if steps.makes_output(step) else dtype)
+            step: _unperturbed(step, values, torch.float32 if steps.makes_output(step) else dtype)
             for step in steps.fused
         }
         self.calls = {
@@ -67,7 +67,7 @@ def _nothing(shape: Shape) -> Correction:
     return Correction(shape, layer_noise(None, scale, None, scale))
 
 
-def _still(step: Fused, values: Values, dtype: torch.dtype) -> Layer | _NarrowLayer:
+def _unperturbed(step: Fused, values: Values, dtype: torch.dtype) -> Layer | _NarrowLayer:
     made = layer(step, values, dtype)
     if isinstance(made, ConvLayer) and is_narrow(made.weight, made.geometry, dtype):
         return _NarrowLayer(made, NarrowConv(made.weight, fold(step, values).shift, step.relu))
