@@ -154,32 +154,11 @@ def _is_summand(steps: Program, step: Fused) -> bool:
 def _target(
     steps: Program, step: Fused, position: int, name: str, shares: tuple[EvolvingStep, ...]
 ) -> Target:
-<<<<<<< HEAD
     branch = branch_at(steps, position)
     placement = place_images(step.last, steps.captured.examples)
     if branch is None or placement is None or not placement.is_first:
-        operation = f"{step.layer.target} on images that are not along axis 0"
+        operation = f"{step.layer.target} on examples that are not along axis 0"
         raise UnsupportedLayerError(name.split(":")[0], operation)
-=======
-    images = steps.captured.examples
-    depends = {node for node in steps.inputs if node.name in steps.captured.batched}
-    for node in steps.captured.graph.nodes:
-        if any(source in depends for source in node.all_input_nodes):
-            depends.add(node)
-    needed = tuple(steps.needed_after(position))
-    counts = {
-        node: partial(_count, node, images)
-        for node in needed
-        if isinstance(node.meta["val"], torch.SymInt)
-    }
-    along = depends & set(needed) - counts.keys()
-    own = name.split(":")[0]
-    for node in {step.last, *along}:
-        placement = place_images(node, images) if node in depends else None
-        if placement is None or not placement.is_first:
-            operation = f"{step.layer.target} on examples that are not along axis 0"
-            raise UnsupportedLayerError(own, operation)
->>>>>>> wt-e
     work = [work_of(each) if isinstance(each, Fused) else 0 for each in steps.steps]
     cost = sum(work[position + 1 :]) / max(1, sum(work))
     return Target(step, name, shares, branch, cost)
