@@ -253,6 +253,15 @@ class TestRebind:
             assert_close(bound.rebind(population)(x), forward(model, population, x), 1e-5)
         assert bound.rebind(population_of(model).stack()).plan.engine == "sequential"
 
+    def test_a_part_that_sees_inputs_of_its_own(self):
+        model = made(convnet)
+        population = population_of(model)
+        x = torch.stack([inputs_for(convnet, 3) for _ in range(len(population))])
+        bound = bind(model, population, x, in_dims=(0, 0))
+        for part in (slice(2, 4), slice(0, 6)):
+            expected = forward(model, population, x, in_dims=(0, 0))[part]
+            assert_close(bound.rebind(population[part])(x[part]), expected, 1e-5)
+
     def test_a_module_whose_forward_has_changed(self):
         model = nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 2))
         population = PerturbedPopulation(model, 4, 0.1)

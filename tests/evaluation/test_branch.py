@@ -5,7 +5,7 @@ import torch
 from small_nets import assert_close, lenet, loop, made, resnet
 from torch import nn
 
-from tinkering import PerturbedPopulation, StackedPopulation, bind, plan
+from tinkering import PerturbedPopulation, StackedPopulation, bind, evaluate, plan
 from tinkering.layers.centre import ConvLayer
 from tinkering.models import BasicBlock, SimpleResNet
 
@@ -81,3 +81,32 @@ def test_only_where_it_fits():
     tight = bind(model, population, x, memory=needed - 1)
     assert not tight.plan.shares
     assert_close(tight(x), loop(population, x, model=model))
+
+
+class Features(nn.Module):
+    """Returns what all members have in common as well."""
+
+    def __init__(self):
+        super().__init__()
+        self.body, self.head = nn.Linear(4, 3), nn.Linear(3, 2)
+
+    def forward(self, x):
+        h = self.body(x).tanh()
+        return self.head(h), h
+
+
+@pytest.mark.parametrize("members", [around, stacked])
+def test_what_members_have_in_common_is_each_ones_own(members):
+    model = Features()
+    population = members(model, "head")
+    x = torch.randn(6, 4)
+
+    def erases(outputs, _):
+        fitness = outputs[1].sum((1, 2)) + outputs[0].sum((1, 2))
+        outputs[1].zero_()
+        return fitness
+
+    logits, features = bind(model, population, x)(x)
+    found = evaluate(model, population, x, None, erases).fitness
+    assert_close(found, features.sum((1, 2)) + logits.sum((1, 2)))
+    assert len({row.data_ptr() for row in features}) == len(features)

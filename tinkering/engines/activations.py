@@ -25,7 +25,7 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor, fx
 
-from tinkering.engines.activation_plan import make_activation_plan
+from tinkering.engines.activation_plan import REASON, make_activation_plan
 from tinkering.engines.activation_targets import Target, find_targets
 from tinkering.engines.evaluation import Evaluation, merged
 from tinkering.engines.job import Job, widened
@@ -59,6 +59,8 @@ class Activations:
         ArgumentError: (a ``ValueError``) members are to see inputs of their own; or noise is to be
             put on results that are more than logits.
     """
+
+    name, reason = "activations", REASON
 
     def __init__(self, job: Job, population: PerturbedActivations) -> None:
         name = type(job.source).__name__

@@ -19,7 +19,7 @@ from tinkering.engines.planning import Plan, Run
 from tinkering.engines.thread_pool import map_in_order
 from tinkering.errors import UnsupportedLayerError
 from tinkering.graph.batch_axis import Placement, place_images
-from tinkering.graph.branch import Branch, for_each_member
+from tinkering.graph.branch import Branch, for_each_member, storages
 from tinkering.graph.capture import has_batch_statistics
 from tinkering.graph.program import (
     CONVOLUTIONS,
@@ -110,20 +110,20 @@ class FactoredForward:
     ) -> list[Tensor]:
         """Return what members make of their examples, run as one batch."""
         tile = noise.tile(members, batch.examples)
-        inputs: list[Tensor] = []
         if shared is None:
             inputs = batch.folded()
             results = self._runner.run(inputs, tile)
+            others = storages(inputs)
         else:
             branch, values = shared
             spread = partial(for_each_member, members=batch.members)
             held = branch.entered(self._runner, values, spread, batch.members * batch.examples)
             results = self._runner.finish(held, branch.position, tile)
-        given = {value.untyped_storage().data_ptr() for value in inputs}
+            others = storages(values.values())
         shaped = []
         for result in results:
-            # A forward may hand its input on, which is the caller's.
-            is_own = result.untyped_storage().data_ptr() not in given
+            # A forward may hand on what is the caller's, or every member's.
+            is_own = result.untyped_storage().data_ptr() not in others
             result = widened(result if is_own else result.clone())
             shaped.append(result.view(batch.members, batch.examples, *result.shape[1:]))
         return shaped

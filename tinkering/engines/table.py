@@ -40,6 +40,14 @@ class Engine(Protocol):
     def job(self) -> Job:
         """What is evaluated."""
 
+    @property
+    def name(self) -> str:
+        """Of the engine, as a user asks for it."""
+
+    @property
+    def reason(self) -> str:
+        """Why it is this one."""
+
     def plan(self, batch: Batch, budget: int | None, keeps_outputs: bool, may_keep: bool) -> Plan:
         """Return how a batch would be evaluated: see `make_plan`."""
 

@@ -190,21 +190,23 @@ class Bound:
     def rebind(self, population: Population) -> Bound:
         """Return another population bound in the same way: graph, checks and plan are kept.
 
-        The module's own parameters and buffers are read anew as well.
+        The module's own parameters and buffers are read anew as well. A population of another
+        size or kind is planned anew.
 
         Raises:
             ArgumentError: (a ``ValueError``) as `bind` does.
         """
         job, options = self._job, self._options
         require_kinds(job.source, population)
-        used = _ready(job.source, population, job.batch, options)
+        batch = replace(job.batch, members=_count(population))
+        used = _ready(job.source, population, batch, options)
         network = _look(job.source, job.batch.signature, job.batch, options)
         if network is not job.network or population.likeness != self._given.likeness:
-            call = job.batch.signature, job.batch.tensors
+            call = job.batch.signature, job.batch.for_members(_count(population))
             return bound_to(job.source, population, *call, options, self._may_keep)
         again = replace(job, population=used, is_known=True)
-        now = self.plan.engine, self.plan.reason
-        bound = Bound(prepared(again, *now), options, population, self._may_keep)
+        engine = prepared(again, self._engine.name, self._engine.reason)
+        bound = Bound(engine, options, population, self._may_keep)
         bound._plans = self._plans
         return bound
 
@@ -244,7 +246,7 @@ class Bound:
         if job.program is self._job.program:
             return self._engine
         if self._alone is None:
-            self._alone = prepared(job, self.plan.engine, self.plan.reason)
+            self._alone = prepared(job, self._engine.name, self._engine.reason)
         return self._alone
 
 
@@ -267,7 +269,6 @@ def bound_to(
         may_keep: whether what is made of members may stay for the next call.
     """
     batch = batch_of(_unread(signature), tensors, _count(population))
-    check(model, population, batch, options)
     used = _ready(model, population, batch, options)
     network = _look(model, signature, batch, options)
     axes = tuple(

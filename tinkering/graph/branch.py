@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -125,6 +125,12 @@ def pixels_first(value: Tensor) -> Tensor:
     if value.dim() == 4 and value.is_contiguous(memory_format=torch.channels_last):
         return value.permute(0, 2, 3, 1)
     return value
+
+
+def storages(values: Iterable[Any]) -> set[int]:
+    """Return where the memory of some values begins, of those that are tensors."""
+    tensors = (value for value in values if isinstance(value, Tensor))
+    return {value.untyped_storage().data_ptr() for value in tensors}
 
 
 def _count(node: fx.Node, images: fx.Node, count: int) -> int:

@@ -144,6 +144,11 @@ class Batch:
         pairs = zip(self.tensors, self.signature.axes, strict=True)
         return [value[index] if axes.members else value for value, axes in pairs]
 
+    def for_members(self, count: int) -> list[Tensor]:
+        """Return tensors of the same kind for so many members, who all see what the first does."""
+        pairs = zip(self.tensors, self.signature.axes, strict=True)
+        return [v[:1].expand(count, *v.shape[1:]) if axes.members else v for v, axes in pairs]
+
     def of_members(self, members: slice) -> Batch:
         """Return what some members see."""
         count = len(range(self.members)[members])
