@@ -19,8 +19,9 @@ from tinkering.engines.planning import Plan, Run
 from tinkering.engines.thread_pool import map_in_order
 from tinkering.errors import UnsupportedLayerError
 from tinkering.graph.batch_axis import Placement, place_images
-from tinkering.graph.branch import Branch, for_each_member, storages
+from tinkering.graph.branch import Branch, for_each_member
 from tinkering.graph.capture import has_batch_statistics
+from tinkering.graph.probe import alike
 from tinkering.graph.program import (
     CONVOLUTIONS,
     LINEAR,
@@ -30,7 +31,7 @@ from tinkering.graph.program import (
     arguments,
     name_of,
 )
-from tinkering.graph.runner import Runner
+from tinkering.graph.runner import Runner, own, storages
 from tinkering.graph.signature import Batch
 from tinkering.layers.centre import Layer, Values, layer
 from tinkering.layers.perturbed import MemberLayer, MemberNorm, Names, Tile
@@ -122,9 +123,7 @@ class FactoredForward:
             others = storages(values.values())
         shaped = []
         for result in results:
-            # A forward may hand on what is the caller's, or every member's.
-            is_own = result.untyped_storage().data_ptr() not in others
-            result = widened(result if is_own else result.clone())
+            result = own(widened(result), others | self._runner.held)
             shaped.append(result.view(batch.members, batch.examples, *result.shape[1:]))
         return shaped
 
@@ -154,11 +153,15 @@ class MembersNoise:
         """Return the tile of some of the members, each with so many examples."""
         key = members.start, members.stop, examples
         if key not in self._tiles:
+            if any(each != examples for *_, each in list(self._tiles)):
+                self._tiles = {}  # of batches of another size: one at a time is kept
             rows, signs = self._draw.rows[members], self._draw.signs[members]
             if examples > 1:
                 rows, signs = rows.repeat_interleave(examples), signs.repeat_interleave(examples)
             noise, sigma = self._draw.noise, self._sigma
-            self._tiles[key] = Tile(noise, rows, signs, sigma, examples, self._kept)
+            tile = Tile(noise, rows, signs, sigma, examples, self._kept)
+            self._tiles[key] = tile
+            return tile
         return self._tiles[key]
 
 
@@ -285,7 +288,7 @@ def prepare(job: Job) -> Run:
         raise UnsupportedLayerError(type(job.model).__name__, "an input that has no batch")
     state = job.own | population.params | population.buffers
     forward = FactoredForward(program, state, frozenset(population.params), job.dtype)
-    if not job.is_known and _couples_members(job, forward, population):
+    if _couples_members(job, forward, population):
         raise UnsupportedLayerError(
             type(job.model).__name__, "its forward (the examples of a batch are not independent)"
         )
@@ -297,7 +300,7 @@ class _Factored:
 
     def __init__(self, job: Job, forward: FactoredForward, population: PerturbedPopulation) -> None:
         self._job, self._forward, self._population = job, forward, population
-        self._kept: dict[tuple[int, int], MembersNoise] = {}
+        self._kept: dict[int, dict[tuple[int, int], MembersNoise]] = {}
 
     def __call__(self, batch: Batch, plan: Plan) -> Iterator[tuple[slice, list[Tensor]]]:
         tiles, shared = plan.tiles, None
@@ -315,12 +318,14 @@ class _Factored:
     ) -> list[Tensor]:
         # Noise is drawn here, by the thread that needs it, while it is in its cache.
         key = members.start, members.stop
-        noise = self._kept.get(key)
+        kept = self._kept.get(plan.tiles.members, {})
+        noise = kept.get(key)
         if noise is None:
             part = self._population[members]
             noise = MembersNoise(part.draw(), part.sigma)
             if plan.keeps:
-                self._kept[key] = noise
+                # Portions of another size were kept for batches of another size: in their place.
+                self._kept = {plan.tiles.members: {**kept, key: noise}}
         return self._forward(batch.of_members(members), noise, plan.tiles.images, shared)
 
 
@@ -354,7 +359,4 @@ def _couples_members(job: Job, forward: FactoredForward, population: PerturbedPo
     ]
     # All of them: a running sum has an influence on those that come later alone.
     expected = _joined(alone, 0)
-    return not all(
-        torch.allclose(result, wanted, rtol=1e-3, atol=1e-4, equal_nan=True)
-        for result, wanted in zip(together, expected, strict=True)
-    )
+    return not all(map(alike, together, expected))

@@ -39,8 +39,8 @@ class Job:
     """Why not."""
     dtype: torch.dtype
     randomness: str
-    is_known: bool = False
-    """Whether another population of the kind was evaluated in the same way before."""
+    keeps_own: bool = False
+    """Whether it computes with copies of the module's tensors, which nobody changes."""
 
     @property
     def members(self) -> CountedPopulation:
@@ -67,7 +67,8 @@ class Job:
         names = {name for name, _ in self.model.named_parameters()}
         names |= {name for name, _ in self.model.named_buffers()}
         state = dict(self.source.named_parameters()) | dict(self.source.named_buffers())
-        return {name: value.detach() for name, value in state.items() if name in names}
+        own = {name: value.detach() for name, value in state.items() if name in names}
+        return {name: value.clone() for name, value in own.items()} if self.keeps_own else own
 
     def state(self, index: int) -> dict[str, Tensor]:
         """Return a member's parameters and buffers, by name."""

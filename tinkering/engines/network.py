@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
@@ -71,7 +72,8 @@ class Network:
 
 _KEPT = 16
 """Ways in which a module was, and kinds of inputs, that are remembered."""
-_known: WeakKeyDictionary[nn.Module, dict[Hashable, Network]] = WeakKeyDictionary()
+_Kind = tuple[Hashable, tuple[tuple[Any, ...], ...]]
+_known: WeakKeyDictionary[nn.Module, dict[_Kind, Network]] = WeakKeyDictionary()
 
 
 def look(
@@ -94,22 +96,32 @@ def look(
     Raises:
         ArgumentError: (a ``ValueError``) as `probe` does.
     """
-    first = tensors[0].shape[:1]
-    alike = [value.shape[:1] == first for value in tensors]
-    shapes = tuple(
-        (value.dtype, value.device, *value.shape[int(same) :], same)
-        for value, same in zip(tensors, alike, strict=True)
-    )
     leaves = tuple(digest(leaf) for leaf in signature.tree.leaves)
-    kind = (shapes, str(signature.tree.spec), leaves, of_batch, fingerprint(model))
+    kind = (str(signature.tree.spec), leaves, of_batch, fingerprint(model))
+    of_each = [(value.dtype, value.device, tuple(value.shape)) for value in tensors]
     with LOCK:
         kept = _known.setdefault(model, {})
-        if kind not in kept:
-            while len(kept) >= _KEPT:  # one that is changed all the time must not fill the memory
-                del kept[next(iter(kept))]
-            other = _with_batch_statistics(model) if of_batch else None
-            kept[kind] = _found(other or model, signature, tensors, other)
-        return kept[kind]
+        for (other, seen), network in kept.items():
+            if other == kind and _are_of_a_kind(seen, of_each, network.examples):
+                return network
+        while len(kept) >= _KEPT:  # one that is changed all the time must not fill the memory
+            del kept[next(iter(kept))]
+        instead = _with_batch_statistics(model) if of_batch else None
+        found = _found(instead or model, signature, tensors, instead)
+        kept[kind, tuple(of_each)] = found
+        return found
+
+
+def _are_of_a_kind(
+    seen: Sequence[tuple[Any, ...]], given: Sequence[tuple[Any, ...]], examples: Sequence[bool]
+) -> bool:
+    """Return whether inputs differ in nothing but the number of examples."""
+    if len(seen) != len(given):
+        return False
+    return all(
+        (dtype, device) == others[:2] and shape[skip:] == others[2][skip:]
+        for (dtype, device, shape), others, skip in zip(seen, given, examples, strict=True)
+    )
 
 
 def _with_batch_statistics(model: nn.Module) -> nn.Module:

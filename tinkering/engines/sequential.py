@@ -16,10 +16,10 @@ from torch import Tensor, fx
 from tinkering.engines.job import Job, widened
 from tinkering.engines.planning import Plan, Run
 from tinkering.engines.thread_pool import map_in_order
-from tinkering.graph.branch import Branch, storages
+from tinkering.graph.branch import Branch
 from tinkering.graph.copies import skeleton
 from tinkering.graph.program import Fused, Program, name_of
-from tinkering.graph.runner import Runner
+from tinkering.graph.runner import Runner, own, storages
 from tinkering.graph.signature import Batch
 from tinkering.layers.centre import Layer, Values, layer
 
@@ -73,8 +73,8 @@ class _Fused:
                 parts.append(runner.finish(held, branch.position))
         if len(parts) == 1:
             passed = shared[0].values() if branch is not None else ()
-            others = storages([*batch.tensors, *passed])
-            return [_apart(result, others) for result in parts[0]]
+            others = runner.held | storages([*batch.tensors, *passed])
+            return [own(widened(result), others) for result in parts[0]]
         return [torch.cat(list(map(widened, results))) for results in zip(*parts, strict=True)]
 
     def _runner(self, state: dict[str, Tensor]) -> Runner:
@@ -86,12 +86,6 @@ class _Fused:
 
 def _as_it_is(value: Tensor) -> Tensor:
     return value
-
-
-def _apart(result: Tensor, others: set[int]) -> Tensor:
-    """Return a result in memory of its own: a forward may hand on what is not."""
-    result = widened(result)
-    return result.clone() if result.untyped_storage().data_ptr() in others else result
 
 
 class _Layers:

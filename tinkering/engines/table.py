@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from types import FrameType
 from typing import Protocol, runtime_checkable
 
 from torch import Tensor
@@ -130,5 +132,17 @@ def _chosen(job: Job) -> Engine:
         return prepared(job, "factored", reason)
     except UnsupportedLayerError as error:
         reason = f"members share a centre, but {error}"
-        warnings.warn(f"{reason} Members are evaluated one after the other.", stacklevel=7)
+        text = f"{reason} Members are evaluated one after the other."
+        warnings.warn(text, stacklevel=_levels_to_the_caller(sys._getframe()))
         return prepared(job, "sequential", reason)
+
+
+def _levels_to_the_caller(frame: FrameType) -> int:
+    """Return how many calls lie between a frame and whoever called this package."""
+    package, levels = __name__.partition(".")[0], 1
+    while frame.f_back is not None:
+        name = frame.f_globals.get("__name__", "")
+        if name.partition(".")[0] != package and name != "torch.utils._contextlib":
+            break
+        frame, levels = frame.f_back, levels + 1
+    return levels

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import warnings
 from collections.abc import Iterator
 from dataclasses import replace
@@ -32,17 +33,21 @@ class _Vmapped:
         self._forward = vmap(
             partial(job.called, self._module), in_dims=(0, axes), randomness=job.randomness
         )
-        self._kept: dict[int, dict[str, Tensor]] = {}
+        self._kept: dict[int, dict[int, dict[str, Tensor]]] = {}
+        self._lock = threading.Lock()
 
     def __call__(self, batch: Batch, plan: Plan) -> Iterator[tuple[slice, list[Tensor]]]:
         job, seeded = self._job, self._job.seeds()
         for members in plan.tiles.of_members(len(job.members)):
-            stacked = self._kept.get(members.start) or self._stacked(members)
+            kept = self._kept.get(plan.tiles.members, {})
+            stacked = kept.get(members.start) or self._stacked(members)
             if plan.keeps:
-                self._kept[members.start] = stacked
+                # Portions of another size were kept for batches of another size: in their place.
+                self._kept = {plan.tiles.members: {**kept, members.start: stacked}}
             # With "same", every tile draws what the first one drew.
             number = 0 if job.randomness == "same" else members.start
-            with seeded(number):
+            # The module holds its members' tensors for the time of a call.
+            with self._lock, seeded(number):
                 results = self._called(stacked, batch.of_members(members))
             if members.start == 0 and not job.random:
                 last = len(results[0]) - 1
@@ -58,7 +63,7 @@ class _Vmapped:
         self, state: dict[str, Tensor], tensors: list[Tensor], results: list[Tensor]
     ) -> None:
         """Refuse a forward of which vmap makes something else than the module does, silently."""
-        with torch.no_grad():
+        with self._lock, torch.no_grad():
             exact = replace(self._job, dtype=torch.float32)
             alone = exact.called(self._module, state, tensors)
         tolerance = 1e-3 if self._job.dtype == torch.float32 else 0.3

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -15,7 +15,7 @@ from tinkering.engines.network import Network, look
 from tinkering.engines.planning import Plan
 from tinkering.engines.rating import Fitness, Rater
 from tinkering.engines.table import Engine, prepared
-from tinkering.errors import ArgumentError
+from tinkering.errors import ArgumentError, UnsupportedLayerError
 from tinkering.evaluation.batchnorm import Policy, Reference
 from tinkering.evaluation.finite import require_finite, require_finite_rest
 from tinkering.evaluation.fit import require_kinds
@@ -29,7 +29,7 @@ from tinkering.evaluation.validation import (
     with_reference,
 )
 from tinkering.graph.signature import Axes, Batch, InDims, Signature, batch_of
-from tinkering.population import CountedPopulation, Population
+from tinkering.population import CountedPopulation, Members, Population
 
 
 @torch.no_grad()
@@ -204,9 +204,16 @@ class Bound:
         if network is not job.network or population.likeness != self._given.likeness:
             call = job.batch.signature, job.batch.for_members(_count(population))
             return bound_to(job.source, population, *call, options, self._may_keep)
-        again = replace(job, population=used, is_known=True)
-        engine = prepared(again, self._engine.name, self._engine.reason)
+        if isinstance(used, Members):
+            used = used.snapshot()
+        again = replace(job, population=used)
+        try:
+            engine = prepared(again, self._engine.name, self._engine.reason)
+        except UnsupportedLayerError:  # what tells members apart may be found in some weights only
+            engine = prepared(again, options.engine)
         bound = Bound(engine, options, population, self._may_keep)
+        if engine.name != self._engine.name:
+            return bound
         bound._plans = self._plans
         return bound
 
@@ -268,8 +275,10 @@ def bound_to(
         options: how to evaluate.
         may_keep: whether what is made of members may stay for the next call.
     """
-    batch = batch_of(_unread(signature), tensors, _count(population))
+    batch = batch_of(_unread(signature, tensors), tensors, _count(population))
     used = _ready(model, population, batch, options)
+    if may_keep and isinstance(used, Members):
+        used = used.snapshot()
     network = _look(model, signature, batch, options)
     axes = tuple(
         Axes(given.members, examples)
@@ -286,6 +295,7 @@ def bound_to(
         not_captured=network.reason,
         dtype=options.dtype,
         randomness=options.randomness,
+        keeps_own=may_keep,
     )
     engine = prepared(_for_examples(job, batch), options.engine)
     return Bound(engine, options, population, may_keep)
@@ -318,9 +328,11 @@ def _for_examples(job: Job, batch: Batch) -> Job:
     return replace(job, program=steps, not_captured=reason)
 
 
-def _unread(signature: Signature) -> Signature:
+def _unread(signature: Signature, tensors: Sequence[Tensor]) -> Signature:
     """Return a signature of which nothing is known but which tensors are members' own."""
-    axes = tuple(Axes(each.members, examples=not at) for at, each in enumerate(signature.axes))
+    pairs = list(zip(tensors, signature.axes, strict=True))
+    first = next((at for at, (v, axes) in enumerate(pairs) if v.dim() > axes.members), 0)
+    axes = tuple(Axes(each.members, at == first) for at, each in enumerate(signature.axes))
     return replace(signature, axes=axes)
 
 

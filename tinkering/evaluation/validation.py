@@ -165,7 +165,9 @@ def targets_of(targets: Any, in_dims: Any, batch: Batch, knows_examples: bool) -
     signature, _ = sign((targets,), {}, "targets", is_one=True)
     if in_dims == "inputs":
         in_dims = None if batch.is_shared else 0
-    own = tuple(axes.members for axes in with_members(signature, (in_dims,), None).axes)
+    own = tuple(
+        axes.members for axes in with_members(signature, (in_dims,), None, "targets_in_dims").axes
+    )
     for label, value, is_own in zip(tree.names(), tensors, own, strict=True):
         needed = [batch.members] * is_own + [batch.examples] * knows_examples
         if list(value.shape[: len(needed)]) != needed:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,7 @@ from torch import Tensor, fx
 
 from tinkering.graph.batch_axis import place_images
 from tinkering.graph.program import Fused, Program
-from tinkering.graph.runner import Runner
+from tinkering.graph.runner import Runner, storages
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,8 @@ class Branch:
     """Those of them that have an axis of examples, the first."""
     counts: frozenset[fx.Node]
     """Those of them that are a number, which depends on how many examples there are."""
+    overwritten: frozenset[fx.Node]
+    """Those of them in whose memory a later step may write its result."""
 
     def values(self, runner: Runner, held: Sequence[Any]) -> dict[fx.Node, Any]:
         """Return the values that are needed, from a runner's behind the last shared step."""
@@ -58,7 +60,9 @@ class Branch:
             if node in self.counts:
                 value = _count(node, runner.program.captured.examples, examples)
             elif node in self.batched:
-                value = spread(value)
+                shared, value = value, spread(value)
+                if node in self.overwritten and storages([shared]) == storages([value]):
+                    value = value.clone()
             held[runner.places[node.name]] = value
         return held
 
@@ -77,7 +81,9 @@ def branch_at(program: Program, position: int) -> Branch | None:
         placement = place_images(node, images)
         if placement is None or not placement.is_first:
             return None
-    return Branch(position, needed, frozenset(batched), counts)
+    residuals = {step.residual for step in program.fused if program.may_overwrite_residual(step)}
+    overwritten = frozenset(node for node in needed if node in residuals)
+    return Branch(position, needed, frozenset(batched), counts, overwritten)
 
 
 def shared_branch(program: Program, differing: Collection[str]) -> Branch | None:
@@ -125,12 +131,6 @@ def pixels_first(value: Tensor) -> Tensor:
     if value.dim() == 4 and value.is_contiguous(memory_format=torch.channels_last):
         return value.permute(0, 2, 3, 1)
     return value
-
-
-def storages(values: Iterable[Any]) -> set[int]:
-    """Return where the memory of some values begins, of those that are tensors."""
-    tensors = (value for value in values if isinstance(value, Tensor))
-    return {value.untyped_storage().data_ptr() for value in tensors}
 
 
 def _count(node: fx.Node, images: fx.Node, count: int) -> int:

@@ -103,7 +103,8 @@ def _export(model: nn.Module, tensors: Sequence[Tensor], found: Probe) -> Captur
     given = [
         torch.zeros(2, *value.shape[1:], dtype=value.dtype, device=value.device)
         if axes.examples
-        else value
+        # A tensor that is there twice, or a parameter as well, would be one for ever.
+        else value.detach().clone()
         for value, axes in zip(tensors, signature.axes, strict=True)
     ]
     shapes = {"tensors": tuple({0: batch} if axes.examples else None for axes in signature.axes)}

@@ -37,7 +37,7 @@ def fingerprint(model: nn.Module, depth: int = 4) -> Hashable:
     first: dict[int, int] = {}
     seen: list[Hashable] = []
     for name, part in model.named_modules(remove_duplicate=False):
-        seen.append((name, type(part), getattr(type(part), "forward", None)))
+        seen.append((name, type(part), *_code_of(type(part))))
         for key, tensor in [*part._parameters.items(), *part._buffers.items()]:
             if tensor is None:
                 seen.append(key)
@@ -47,6 +47,17 @@ def fingerprint(model: nn.Module, depth: int = 4) -> Hashable:
             seen.append((key, place, tensor.shape, tensor.dtype, tensor.device))
         seen.extend([(key, digest(value, depth)) for key, value in attributes_of(part)])
     return tuple(seen)
+
+
+def _code_of(kind: type) -> list[object]:
+    """Return the functions of a module's class, of those that are no part of PyTorch."""
+    return [
+        value
+        for each in kind.__mro__
+        if not each.__module__.startswith("torch.")
+        for value in vars(each).values()
+        if callable(value) or isinstance(value, property | staticmethod | classmethod)
+    ]
 
 
 def digest(value: Any, depth: int = 4) -> Hashable:

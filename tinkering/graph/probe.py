@@ -18,7 +18,7 @@ from torch.utils import _pytree
 from tinkering.errors import ArgumentError
 from tinkering.graph.copies import attributes, first_line, independent_copy
 from tinkering.graph.signature import Axes, Signature
-from tinkering.graph.tree import Tree, tree_of
+from tinkering.graph.tree import Tree, is_same, tree_of
 from tinkering.required import kind_of
 
 LOCK = threading.RLock()
@@ -110,12 +110,14 @@ def _readings(tensors: Sequence[Tensor]) -> Iterator[tuple[Axes, ...]]:
 
     A tensor whose first axis is as long as that of the first one may be a mask of as many tokens.
     """
-    count, each = tensors[0].shape[:1], range(len(tensors))
+    each = range(len(tensors))
+    first = next((at for at in each if tensors[at].dim()), 0)
+    count = tensors[first].shape[:1]
     may = [bool(count) and value.shape[:1] == count for value in tensors]
-    others = [at for at in each[1:] if may[at]]
+    others = [at for at in each if may[at] and at != first]
     readings = [may, *([m and i != at for i, m in enumerate(may)] for at in others)]
     if len(others) > 1:
-        readings.append([i == 0 and may[0] for i in each])
+        readings.append([i == first and may[i] for i in each])
     for reading in (*readings, [False] * len(may)):  # the last: a batch as it is, and no other
         yield tuple(Axes(members=False, examples=flag) for flag in reading)
 
@@ -151,6 +153,7 @@ def _probed(model: nn.Module, signature: Signature, tensors: Sequence[Tensor]) -
         )
     if not all(part.dim() and len(part) == count for part in parts):
         return Probe(True, draws, Result(tree, None), signature)
+    _require_same_rest(tree, alone)
     apart = bool(alone) and all(_is_part(tree, one, parts, at) for at, one in enumerate(alone))
     shapes = tuple(tuple(part.shape[1:]) for part in parts)
     return Probe(not apart, draws, Result(tree, shapes), signature)
@@ -176,6 +179,20 @@ def _require_real_tensors(model: nn.Module, result: object) -> Tree:
     return tree
 
 
+def _require_same_rest(tree: Tree, results: list[Any]) -> None:
+    """Refuse a result with a value that is no tensor and depends on how many examples there are."""
+    for result in results:
+        leaves, spec = _pytree.tree_flatten(result)
+        if spec != tree.spec:
+            continue
+        for at, (known, came) in enumerate(zip(tree.leaves, leaves, strict=True)):
+            if at not in tree.places and not is_same(known, came):
+                label = tree.labels()[at]
+                needed = f"a module that returns tensors, and what is always the same, in {label}"
+                came = f"{known!r} for some examples and {came!r} for one"
+                raise ArgumentError("model", needed, came, "Return it as a tensor, or not at all.")
+
+
 def _is_part(tree: Tree, alone: Any, parts: list[Tensor], at: int) -> bool:
     """Return whether an example's result is a part of what was made of it and others."""
     # By the numbers alone: `squeeze` takes away the axis of a single example.
@@ -186,11 +203,22 @@ def _is_part(tree: Tree, alone: Any, parts: list[Tensor], at: int) -> bool:
         one, whole = leaves[place], part[at]
         if not isinstance(one, Tensor) or one.numel() != whole.numel():
             return False
-        if not torch.allclose(
-            one.reshape(whole.shape), whole, rtol=1e-3, atol=1e-4, equal_nan=True
-        ):
+        if not alike(one.reshape(whole.shape), whole, part):
             return False
     return True
+
+
+def alike(one: Tensor, other: Tensor, whole: Tensor | None = None) -> bool:
+    """Return whether two results are the same but for what rounding makes of them.
+
+    Args:
+        one: a result.
+        other: the same of other company.
+        whole: results of that kind, whose size tells what is little; the second by default.
+    """
+    sizes = (other if whole is None else whole).float().nan_to_num(0, 0, 0).abs()
+    little = 1e-4 * float(sizes.max()) if sizes.numel() else 0.0
+    return torch.allclose(one.float(), other.float(), rtol=1e-3, atol=little, equal_nan=True)
 
 
 def _examples_in(signature: Signature, tensors: Sequence[Tensor]) -> int:

@@ -7,7 +7,7 @@ or decided between them.
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -77,6 +77,8 @@ class Runner:
         self.places = {name: at for at, name in enumerate(names)}
         """Of each value, by its name."""
         self._base: list[Any] = [values.get(name) for name in names]
+        self.held = storages(self._base)
+        """Where the memory of these values begins."""
         self._inputs = [self.places[name] for name in program.captured.inputs]
         self._outputs = [self.places[node.name] for node in program.outputs]
         own = nodes or {}
@@ -160,6 +162,24 @@ class Runner:
     def results(self, held: Sequence[Any]) -> list[Tensor]:
         """Return the tensors of the module's result, when all steps are done."""
         return [held[at] for at in self._outputs]
+
+
+def storages(values: Iterable[Any]) -> frozenset[int]:
+    """Return where the memory of some values begins, of those that are tensors."""
+    tensors = (value for value in values if isinstance(value, Tensor))
+    return frozenset(
+        value.untyped_storage().data_ptr() for value in tensors if value.layout == torch.strided
+    )
+
+
+def own(result: Tensor, others: frozenset[int]) -> Tensor:
+    """Return a result in memory of its own: a forward may hand on what is not.
+
+    Args:
+        result: of a run.
+        others: what `storages` returned of what is somebody else's.
+    """
+    return result.clone() if result.untyped_storage().data_ptr() in others else result
 
 
 def _alone(call: FusedCall, tile: Any, x: Tensor) -> Tensor:

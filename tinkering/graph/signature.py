@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 from torch.utils import _pytree
 
@@ -81,6 +82,9 @@ def sign(
     if not tensors:
         came = kind_of(tree.leaves[0]) if tree.leaves else "none"
         raise ArgumentError(tree.labels()[0] if tree.leaves else root, "a tensor", came, AS_TENSOR)
+    for label, leaf in zip(tree.labels(), tree.leaves, strict=True):
+        if isinstance(leaf, np.ndarray):
+            raise ArgumentError(label, "a tensor", kind_of(leaf), AS_TENSOR)
     axes = (Axes(members=False),) * len(tensors)
     is_plain = all(isinstance(value, Tensor) for value in args) and not kwargs
     return Signature(tree, axes, is_plain), tensors
@@ -94,31 +98,34 @@ def _label(root: str, is_one: bool, path: Path) -> str:
     return root + _pytree.keystr(tuple(rest[1:] if is_one else rest))
 
 
-def with_members(signature: Signature, of_args: Any, of_kwargs: Any) -> Signature:
+def with_members(
+    signature: Signature, of_args: Any, of_kwargs: Any, argument: str = "in_dims"
+) -> Signature:
     """Return a signature that knows which tensors have an axis of members.
 
     Args:
         signature: of a call.
         of_args: 0 or None for all of the positional arguments, or a tree of these for its parts.
         of_kwargs: likewise for keyword arguments.
+        argument: what the first of these is called in messages.
 
     Raises:
         ArgumentError: (a ``ValueError``) it holds anything else, or is of another structure.
     """
     flags: list[bool] = []
-    given = {"in_dims": of_args, "kwargs_in_dims": of_kwargs}
-    for at, (argument, dims) in enumerate(given.items()):
+    given = {argument: of_args, "kwargs_in_dims": of_kwargs}
+    for at, (name, dims) in enumerate(given.items()):
         spec = signature.tree.spec.child(at)
         flat = _pytree._broadcast_to_and_flatten(
             tuple(dims) if isinstance(dims, list) and spec.type is tuple else dims, spec
         )
         if flat is None:
             needed = "0, None, or a tree of these that the inputs have as well"
-            raise ArgumentError(argument, needed, repr(dims))
+            raise ArgumentError(name, needed, repr(dims))
         for value in flat:
             if value is not None and (type(value) is not int or value):
                 advice = "Move the members' axis to the front: x.movedim(axis, 0)."
-                raise ArgumentError(argument, "0 or None for every tensor", repr(value), advice)
+                raise ArgumentError(name, "0 or None for every tensor", repr(value), advice)
         flags += [value is not None for value in flat]
     axes = tuple(Axes(members=flags[at]) for at in signature.tree.places)
     return replace(signature, axes=axes)

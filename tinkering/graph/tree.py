@@ -51,16 +51,17 @@ class Tree:
             ArgumentError: (a ``ValueError``) it has another structure, or holds other values
                 that are no tensors; it names the leaf.
         """
-        leaves, spec = _pytree.tree_flatten(value)
-        if spec != self.spec:
-            raise self._difference(value)
+        try:  # in this tree's order, whatever the order of a dict's keys
+            leaves = self.spec.flatten_up_to(value)
+        except ValueError as error:
+            raise self._difference(value) from error
         tensors = []
         for at, (came, known) in enumerate(zip(leaves, self.leaves, strict=True)):
             if at in self.places:
                 if not isinstance(came, Tensor):
                     raise ArgumentError(self.labels()[at], "a tensor", kind_of(came), AS_TENSOR)
                 tensors.append(came)
-            elif isinstance(came, Tensor) or type(came) is not type(known) or came != known:
+            elif not is_same(came, known):
                 said = kind_of(came) if isinstance(came, Tensor) else repr(came)
                 raise ArgumentError(self.labels()[at], f"{known!r}, as before", said, _FIXED)
         return tensors
@@ -76,6 +77,15 @@ class Tree:
             if label not in mine:
                 return ArgumentError(label, "no such value, as before", "one")
         return ArgumentError(mine[0], f"a value in {self.spec}, as before", "another structure")
+
+
+def is_same(one: Any, other: Any) -> bool:
+    """Return whether two values that are no tensors are the same."""
+    if one is other:
+        return True
+    if type(one) is not type(other) or isinstance(one, Tensor):
+        return False
+    return bool(one == other) or (one != one and other != other)  # a NaN is no other
 
 
 AS_TENSOR = "Call torch.as_tensor on it."

@@ -6,6 +6,7 @@
 """
 
 from tinkering.population.member import CountedPopulation as CountedPopulation
+from tinkering.population.member import Members as Members
 from tinkering.population.member import ParamsAndBuffers as ParamsAndBuffers
 from tinkering.population.member import Population as Population
 from tinkering.population.perturbed import Draw as Draw

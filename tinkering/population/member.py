@@ -87,6 +87,8 @@ class CountedPopulation(Population, Protocol):
         """Return the same members with other buffers."""
 
 
+_HELD = {"params", "buffers", "base"}
+"""What populations call the tensors that they hold, by name."""
 Some = TypeVar("Some", bound="Members")
 
 
@@ -127,6 +129,14 @@ class Members:
         population.buffers = dict(buffers)
         return population
 
+    def snapshot(self: Some) -> Some:
+        """Return the same members in memory of their own, which no later change reaches."""
+        population = copy.copy(self)
+        for name in _HELD & vars(self).keys():
+            held = {key: _copied(value) for key, value in vars(self)[name].items()}
+            setattr(population, name, held)
+        return population
+
     @abstractmethod
     def member(self, index: int) -> ParamsAndBuffers:
         """Return member `index` as ``(params, buffers)``, ready for `functional_forward_core`.
@@ -149,6 +159,13 @@ class Members:
             IndexError: there is no such member.
         """
         return as_module(self.template if model is None else model, self.member(index))
+
+
+def _copied(value: Tensor) -> Tensor:
+    """Return a copy; what was expanded along its first axis is again."""
+    if value.dim() and not value.stride(0):
+        return value[:1].clone().expand(value.shape)
+    return value.clone()
 
 
 def part_of(members: range, index: slice) -> range:

@@ -118,6 +118,12 @@ class SeedChainPopulation(Members):
         population.__dict__.update(self.__dict__)
         return population
 
+    def snapshot(self) -> SeedChainPopulation:
+        """Return the same members in memory of their own, which no later change reaches."""
+        population = super().snapshot()
+        population._kept = [((), population.base)]
+        return population
+
     def member(self, index: int) -> ParamsAndBuffers:
         """Return member `index` as ``(params, buffers)``, ready for `functional_forward_core`.
 

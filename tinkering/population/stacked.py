@@ -161,6 +161,9 @@ class StackedPopulation(Members):
         members = vectors.shape[0]
         if not members:
             raise ArgumentError("vectors", "at least one member, a row each", "none")
+        if len(chosen) < len(own) and vectors.dtype != own[chosen[0]].dtype:
+            needed = f"a matrix of {own[chosen[0]].dtype}, as the model's other parameters are"
+            raise ArgumentError("vectors", needed, vectors.dtype)
         params, start = {name: p.expand(members, *p.shape) for name, p in own.items()}, 0
         for name in chosen:
             stop = start + own[name].numel()
