@@ -1,5 +1,5 @@
 """Whose weights count, what is left as it was, and what fitness is of; the numbers of every engine
-stand in test_conformance.py."""
+stand in test_every_engine.py."""
 
 import copy
 from functools import cache

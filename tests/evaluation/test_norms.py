@@ -1,4 +1,4 @@
-"""What the norm policies promise beyond equality with the loop, which test_forward.py holds."""
+"""What norm policies promise beyond equality with the loop, which test_every_engine.py holds."""
 
 import copy
 from itertools import product
