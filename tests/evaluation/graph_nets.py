@@ -231,3 +231,20 @@ FUSES_NOT = {
     ),
 }
 """Likewise, where something must stay apart."""
+
+
+def residual():
+    """Two blocks with norms, of which the first changes the channels."""
+
+    def forward(m, x):
+        y = F.relu(m.n1(m.c1(x)))
+        y = F.relu(m.n2(m.c2(y)) + m.n3(m.c3(x)))
+        y = F.relu(m.n5(m.c5(F.relu(m.n4(m.c4(y))))) + y)
+        return m.last(y.mean((2, 3)))
+
+    convs = {f"c{i}": conv(4, 4, bias=False) for i in (2, 4, 5)}
+    convs |= {"c1": conv(2, 4), "c3": conv(2, 4, kernel=1, bias=False)}
+    return Net(forward, **convs, **{f"n{i}": norm(4) for i in range(1, 6)}, last=nn.Linear(4, 5))
+
+
+residual.shape = (2, 4, 4)

@@ -1,8 +1,10 @@
 """Populations of perturbed activations for any network, for the tests of their evaluation."""
 
 import torch
+import torch.nn.functional as F
 from small_nets import program
 
+from tinkering.evaluation.entry import evaluate
 from tinkering.graph.program import NORM, arguments
 from tinkering.noise import Stream
 from tinkering.population import PerturbedActivations
@@ -28,3 +30,22 @@ def perturbed(model, x, names, *, samples=8, sigma=0.1, seed=0, generation=0, bl
     params |= {n: torch.zeros(1) for n in names if n not in params}
     stream = Stream(seed, generation)
     return PerturbedActivations(params, samples, sigma, stream, by_the_others, blur, readings)
+
+
+def labels_for(x):
+    return torch.arange(len(x)) % 5
+
+
+def evaluation_of(model, x, *, names=None, y=None, fitness=None, dtype=torch.float32, **changes):
+    population = perturbed(model, x, names, **changes)
+    given = {} if fitness is None else {"fitness": fitness}
+    y = labels_for(x) if y is None else y
+    return evaluate(model, population, x, y, **given, dtype=dtype)
+
+
+def relative(result, expected):
+    return ((result - expected).abs().max() / expected.abs().max()).item()
+
+
+def cosine(one, other):
+    return F.cosine_similarity(one.flatten(), other.flatten(), 0).item()

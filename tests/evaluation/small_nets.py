@@ -289,6 +289,20 @@ def pre_activation_resnet():
     )
 
 
+@takes(1, 8, 8)
+def biased_and_normed():
+    """A convolution with a bias before its norm: both offsets are added in one go."""
+    return nn.Sequential(
+        nn.Conv2d(1, 6, 3, padding=1),
+        nn.BatchNorm2d(6),
+        nn.ReLU(),
+        nn.Conv2d(6, 6, 3, padding=1),
+        nn.BatchNorm2d(6),
+        nn.Flatten(),
+        nn.Linear(384, 5),
+    )
+
+
 def norm_without_affine():
     norm = nn.BatchNorm2d(4, affine=False)
     return nn.Sequential(nn.Conv2d(1, 4, 3), norm, nn.ReLU(), nn.Flatten(), nn.Linear(144, 5))
@@ -312,7 +326,7 @@ def depends_on_data():
 NETWORKS = [resnet, bottleneck_resnet, perceptron, normalised_perceptron, convnet, ByHand, InPlace]
 NETWORKS += [lenet, depthwise, transformer, transformer_of_time_first, attention, conv1d_net]
 NETWORKS += [conv3d_net, vgg, pre_activation_resnet, Shared, norm_without_affine, prelu]
-NETWORKS += [norm_without_statistics, depends_on_data]
+NETWORKS += [norm_without_statistics, biased_and_normed, depends_on_data]
 
 
 def engine_for(build):

@@ -173,11 +173,12 @@ def test_the_parallel_forward_is_what_vmap_is_or_the_loop(monkeypatch, name, own
     """With values of whatever size through an engine, or through vmap where those are small."""
     monkeypatch.setattr(parallel, "_LARGE", large)
     monkeypatch.setattr(parallel, "_may_pay", lambda *_: not large)
-    # A copy, since an attribute that a forward assigns under vmap is of no use after it.
-    model, members = skeleton(module(name)), population(name, "stacked")
+    model, members = module(name), population(name, "stacked")
+    remembers = name in ("remembered", "memory by number of images")
+    if remembers:  # an attribute that a forward assigns under vmap is of no use after it
+        model = skeleton(model)
     x = inputs(name, own, 3)
     given = x.clone()
-    remembers = name in ("remembered", "memory by number of images")
     before = held(members) if remembers else held(members) + held(model)
     state = members.params, members.buffers
     if large:  # vmap writes into what it is given, where the forward does

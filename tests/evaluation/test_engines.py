@@ -1,40 +1,29 @@
 """Which engine serves which network, what is said about it, and the paths beside the kernels."""
 
 import warnings
-from functools import cache
 
 import pytest
 import torch
 from small_nets import (
     NETWORKS,
     DependsOnData,
-    InPlace,
-    Shared,
     assert_close,
-    conv1d_net,
     convnet,
     depends_on_data,
-    depthwise,
     engine_for,
     inputs_for,
     loop,
     made,
     modules_of,
-    perceptron,
     population_of,
-    pre_activation_resnet,
     program,
     resnet,
-    transformer,
-    vgg,
 )
 from torch import nn
 
 from tinkering.engines.table import ENGINES
 from tinkering.errors import UnsupportedLayerError
 from tinkering.evaluation.entry import forward, plan
-from tinkering.layers import onednn
-from tinkering.native import correction
 from tinkering.noise import Dense, LowRank, Separable
 
 networks = pytest.mark.parametrize("build", NETWORKS, ids=lambda build: build.__name__)
@@ -91,7 +80,7 @@ class TestAuto:
         found, said = planned(convnet, population, images)
         assert (found.engine, said) == (engine, [])
         if engine == "sequential":
-            assert "with 8 images a member it pays to build them" in found.reason
+            assert "with 8 examples a member it pays to build them" in found.reason
 
     @pytest.mark.parametrize("engine", ENGINES)
     def test_an_engine_that_was_asked_for(self, engine):
@@ -147,33 +136,3 @@ class TestWithoutAGraph:
         expected = loop(modules_of(depends_on_data), x)
         difference = (result - expected).abs().max()
         assert 0 < difference <= 0.05 * expected.abs().max()
-
-
-BESIDE_KERNELS = [resnet, convnet, vgg, depthwise, conv1d_net, transformer, perceptron, InPlace]
-BESIDE_KERNELS += [pre_activation_resnet, Shared]
-
-
-@cache
-def expected_for(build, kind):
-    """A population, images for each of its members, and what a loop over them gives."""
-    torch.manual_seed(0)
-    population = modules_of(build) if kind == "modules" else population_of(made(build), noise=kind)
-    x = inputs_for(build, len(population), 3)
-    return population, x, loop(population, x, (0, 0))
-
-
-class TestWithoutKernels:
-    """What a machine without a compiler, or another build of PyTorch, falls back to."""
-
-    @pytest.mark.parametrize("native", [True, False])
-    @pytest.mark.parametrize("packed", [True, False])
-    @pytest.mark.parametrize("build", BESIDE_KERNELS, ids=lambda build: build.__name__)
-    def test_every_path_equals_the_loop(self, monkeypatch, build, packed, native):
-        if not native:
-            monkeypatch.setattr(correction, "available", lambda _: False)
-        if not packed:
-            monkeypatch.setattr(onednn, "packed_convolutions_work", lambda _: False)
-        for kind in (LowRank(1), Separable(2), Dense(), "modules"):
-            population, x, expected = expected_for(build, kind)
-            engine = "auto" if kind == "modules" else "factored"
-            assert_close(forward(made(build), population, x, (0, 0), engine=engine), expected)

@@ -1,131 +1,45 @@
-"""Conformance: every engine, population, policy and network against a loop over modules."""
+"""Whose weights count, what is left as it was, and what fitness is of; the numbers of every engine
+stand in test_every_engine.py."""
 
 import copy
-import itertools
-import warnings
 from functools import cache
 
 import pytest
 import torch
 import torch.nn.functional as F
 from small_nets import (
-    NETWORKS,
     InPlace,
     assert_close,
-    centres_statistics,
+    biased_and_normed,
     convnet,
-    depends_on_data,
-    engine_for,
     fitness_of,
     inputs_for,
+    lenet,
     loop,
     made,
     modules_of,
-    normalised_perceptron,
-    normed,
     perceptron,
     population_of,
     resnet,
+    transformer,
     trusted,
 )
+from torch import nn
 
 from tinkering.engines.table import ENGINES
-from tinkering.errors import ArgumentError, UnsupportedLayerError
 from tinkering.evaluation.batchnorm import Reference
 from tinkering.evaluation.entry import forward
 from tinkering.evaluation.fitness import accuracy, negative_cross_entropy
-from tinkering.noise import Dense, LowRank, Separable
 from tinkering.population import PerturbedPopulation
-
-NAMES = ["auto", *ENGINES]
-NOISE = [Dense(), LowRank(1), LowRank(2), Separable(1), Separable(2)]
-KINDS = [*itertools.product(NOISE, (True, False)), "modules"]
-POLICIES = ["running", "batch", "reference"]
-SIZE, IMAGES = 4, 3
 
 both_in_dims = pytest.mark.parametrize("in_dims", [(0, None), (0, 0)], ids=str)
 engines = pytest.mark.parametrize("engine", list(ENGINES))
-networks = pytest.mark.parametrize("build", NETWORKS, ids=lambda build: build.__name__)
 
 
 @cache
-def population_for(build, kind):
-    if kind == "modules":
-        return modules_of(build, SIZE)
-    noise, antithetic = kind
-    return population_of(made(build), size=SIZE, noise=noise, antithetic=antithetic)
-
-
-@cache
-def images_for(build, in_dims):
-    torch.manual_seed(1)
-    return inputs_for(build, *([SIZE] if in_dims == (0, 0) else []), IMAGES)
-
-
-@cache
-def reference_for(build):
-    torch.manual_seed(2)
-    return inputs_for(build, 6)
-
-
-@cache
-def expected_for(build, kind, in_dims, policy):
-    population = population_for(build, kind)
-    if policy == "reference":
-        population = population.with_buffers(centres_statistics(made(build), reference_for(build)))
-    return loop(population, images_for(build, in_dims), in_dims, of_batch=policy == "batch")
-
-
-@cache
-def check(build, kind, in_dims, policy, engine):
-    """The engine gives what the loop gives, or refuses with the error that is documented.
-
-    A combination that stands in two tables is computed once; one that fails, fails in both.
-    """
-    stacked = kind == "modules"
-    norm = Reference(reference_for(build)) if policy == "reference" else policy
-    arguments = made(build), population_for(build, kind), images_for(build, in_dims), in_dims
-    refused = engine == "factored" and engine_for(build) != "factored"
-    refused |= engine == "vmapped" and build is depends_on_data and in_dims == (0, 0)
-    if stacked and (engine == "factored" or policy == "reference"):
-        with pytest.raises(ArgumentError, match="members that share no centre"):
-            forward(*arguments, engine=engine, norm=norm)
-    elif refused:
-        with pytest.raises(UnsupportedLayerError, match=build.unknown):
-            forward(*arguments, engine=engine, norm=norm)
-    else:
-        with warnings.catch_warnings():  # "auto" says where it is slow; test_engines.py looks
-            warnings.filterwarnings("ignore", "members share a centre, but")
-            result = forward(*arguments, engine=engine, norm=norm)
-        assert_close(result, expected_for(build, kind, in_dims, policy))
-
-
-class TestTable:
-    @both_in_dims
-    @pytest.mark.parametrize("policy", POLICIES)
-    @pytest.mark.parametrize("kind", KINDS, ids=str)
-    @pytest.mark.parametrize("build", [normalised_perceptron, InPlace], ids=lambda b: b.__name__)
-    def test_the_full_product(self, build, kind, policy, in_dims):
-        for engine in NAMES:
-            check(build, kind, in_dims, policy, engine)
-
-    @engines
-    @both_in_dims
-    @pytest.mark.parametrize("kind", [(LowRank(1), True), "modules"], ids=str)
-    @networks
-    def test_every_network(self, build, kind, in_dims, engine):
-        check(build, kind, in_dims, "running", engine)
-
-    @engines
-    @pytest.mark.parametrize("policy", POLICIES[1:])
-    @pytest.mark.parametrize("build", list(filter(normed, NETWORKS)), ids=lambda b: b.__name__)
-    def test_every_policy(self, build, policy, engine):
-        check(build, (LowRank(1), True), (0, 0), policy, engine)
-
-    @networks
-    @pytest.mark.parametrize("noise", NOISE, ids=str)
-    def test_every_noise(self, build, noise):
-        check(build, (noise, False), (0, None), "running", "auto")
+def copied(build):
+    """A network whose numbers a test may change."""
+    return copy.deepcopy(made(build))
 
 
 class TestWhoseWeights:
@@ -154,6 +68,48 @@ class TestWhoseWeights:
         assert_close(forward(model, population, x, engine=engine), expected)
 
     @pytest.mark.parametrize("engine", ENGINES)
+    def test_some_parameters_evolve_each_with_a_sigma(self, engine):
+        for build in (resnet, lenet, transformer):
+            model, x = made(build), inputs_for(build, 3)
+            some = dict(list(model.named_parameters())[::2])
+            sigma = {name: 0.02 * place for place, name in enumerate(some, 1)}
+            population = population_of({n: p.detach() for n, p in some.items()}, 4, sigma)
+            expected = loop(population, x, model=model)
+            assert_close(forward(model, population, x, engine=engine), expected)
+
+    @pytest.mark.parametrize("build", [resnet, lenet, transformer, biased_and_normed])
+    def test_one_sigma_for_all_is_the_same_by_name(self, build):
+        model, x = made(build), inputs_for(build, 3)
+        sigma = dict.fromkeys((name for name, _ in model.named_parameters()), 0.1)
+        by_name, one = (
+            forward(model, population_of(model, 4, each), x, engine="factored")
+            for each in (sigma, 0.1)
+        )
+        assert torch.equal(by_name, one)
+
+    @pytest.mark.parametrize("of", ["0.bias", "1.weight", "1.bias", "4.weight"])
+    def test_each_sigma_reaches_its_own_parameter(self, of):
+        """With 0 for all others, the members differ by this parameter and no other."""
+        model, x = made(biased_and_normed), inputs_for(biased_and_normed, 3)
+        sigma = {name: 0.3 * (name == of) for name, _ in model.named_parameters()}
+        population = population_of(model, 4, sigma)
+        assert_close(forward(model, population, x, engine="factored"), loop(population, x))
+        params, _ = population[0]
+        changed = [n for n, p in model.named_parameters() if not torch.equal(params[n], p)]
+        assert changed == [of]
+
+    @pytest.mark.parametrize("engine", ENGINES)
+    def test_scales_that_take_no_memory_of_their_own(self, engine):
+        """An expanded vector has one number in memory, whatever its length."""
+        model = nn.Sequential(nn.BatchNorm2d(3), nn.ReLU(), nn.Flatten(), nn.Linear(27, 2)).eval()
+        params = {name: p.detach() for name, p in model.named_parameters()}
+        params["0.weight"] = torch.full((1,), 1.5).expand(3)
+        params["0.bias"] = torch.full((1,), 0.5).expand(3)
+        population = PerturbedPopulation(params, size=4, sigma=0.1)
+        x = torch.randn(2, 3, 3, 3)
+        assert_close(forward(model, population, x, engine=engine), loop(population, x, model=model))
+
+    @pytest.mark.parametrize("engine", ENGINES)
     def test_sigma_zero_is_the_centre(self, engine):
         model = made(resnet)
         x = inputs_for(resnet, 3)
@@ -166,8 +122,8 @@ class TestWhoseWeights:
     @pytest.mark.parametrize("norm", ["running", "batch"])
     def test_what_is_changed_in_the_module_between_calls_counts(self, engine, norm):
         """A forward that is kept for a module must not keep its numbers."""
-        model = copy.deepcopy(made(InPlace))
-        x = inputs_for(InPlace, 3)
+        model, x = copied(InPlace), inputs_for(InPlace, 3)
+        model.load_state_dict(made(InPlace).state_dict())
         names = {"conv1.weight", "linear.bias"}  # the others are the module's own
         before = None
         for _ in range(2):
@@ -243,3 +199,23 @@ class TestEvaluate:
         result = fitness_of(model, population, x, y, label, (0, 0), engine=engine)
         assert result.tolist() == list(range(90))
         assert sum(seen) == 90
+
+
+@pytest.mark.parametrize("engine", ["factored", "sequential"])
+def test_a_head_of_zeros_hides_no_coupling(engine):
+    """The module's own result is the same for all images; its members' are not."""
+    model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 2)).eval()
+    nn.init.zeros_(model[-1].weight)
+    population = PerturbedPopulation(model, size=4, sigma=0.5)
+    x = torch.randn(6, 4)
+    whole = forward(model, population, x, norm="batch", engine="vmapped")
+    assert_close(forward(model, population, x, norm="batch", engine=engine), whole)
+
+
+def test_a_module_whose_mode_changes_between_calls():
+    model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Dropout(0.5), nn.Linear(8, 2))
+    population = PerturbedPopulation(model, size=4, sigma=0.5)
+    x = torch.randn(6, 4)
+    forward(model.train(), population, x, norm="batch", randomness="same", engine="sequential")
+    calm = forward(model.eval(), population, x, norm="batch")
+    assert torch.equal(calm, forward(model, population, x, norm="batch"))

@@ -59,7 +59,7 @@ def check(model, shape, kind, names, shared, images):
 
 
 @given(convolutions(), kinds, st.data(), st.booleans(), st.integers(1, 3))
-@settings(max_examples=30)
+@settings(max_examples=20)
 def test_convolutions(made, kind, data, shared, images):
     model, shape = made
     names = [name for name, _ in model.named_parameters()]
@@ -85,7 +85,7 @@ def test_one_channel_to_a_column_of_pixels(stride, engine):
     st.booleans(),
     st.integers(1, 3),
 )
-@settings(max_examples=20)
+@settings(max_examples=10)
 def test_linear_layers_on_rows_of_any_number_of_axes(sizes, rows, kind, bias, shared, images):
     layers = [nn.Linear(*pair, bias=bias) for pair in itertools.pairwise(sizes)]
     model = nn.Sequential(*(part for layer in layers for part in (layer, nn.Tanh()))).eval()

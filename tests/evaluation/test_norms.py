@@ -1,6 +1,7 @@
-"""What the norm policies promise beyond equality with the loop, which test_forward.py holds."""
+"""What norm policies promise beyond equality with the loop, which test_every_engine.py holds."""
 
 import copy
+from itertools import product
 
 import pytest
 import torch
@@ -48,14 +49,13 @@ class TestRunning:
 
 
 class TestBatch:
-    @engines
-    def test_what_was_kept_does_not_count_nor_the_mode(self, engine):
+    def test_what_was_kept_does_not_count_nor_the_mode(self):
         model = copy.deepcopy(made(InPlace))
         population = population_of(model)
         x = inputs_for(InPlace, 3)
         expected = loop(population, x, of_batch=True)
         model.bn1.running_mean.fill_(float("nan"))
-        for training in (True, False):
+        for training, engine in product((True, False), ENGINES):
             model.train(training)
             result = forward(model, population, x, engine=engine, norm="batch")
             assert_close(result, expected)

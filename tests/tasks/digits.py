@@ -15,6 +15,10 @@ def make_model(seed=0):
     return SimpleResNet(BasicBlock, [1, 1, 1, 1], width=2)
 
 
+MODEL = make_model()
+"""Shared, because a new one has to be captured anew: no test may change its weights."""
+
+
 def with_statistics_of(model, images):
     """The module after one pass over images in train mode; its statistics are theirs."""
     for layer in model.modules():

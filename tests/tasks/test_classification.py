@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from digits import DIGITS, make_model, trusted, with_statistics_of
+from digits import DIGITS, MODEL, make_model, trusted, with_statistics_of
 from torch import nn
 
 from tinkering.data import BatchOrder, Shifts, load
@@ -27,7 +27,7 @@ def label_of(logits, labels):  # noqa: ARG001
 class TestFitness:
     @pytest.mark.parametrize(("statistics", "shift"), [("fixed", 0), ("renewed", 0), ("fixed", 2)])
     def test_equals_a_loop_over_members(self, statistics, shift):
-        model, centre = make_model(), make_model(1)
+        model, centre = MODEL, make_model(1)
         task = Classification(model, DIGITS, seed=4, statistics=statistics, shift=shift)
         population = PerturbedPopulation(centre, size=10, sigma=0.1)
         result = task.evaluate(population, generation=3).fitness
@@ -52,7 +52,7 @@ class TestFitness:
 
     @pytest.mark.parametrize("group", [2, None])
     def test_a_part_of_a_population_sees_images_moved_as_in_the_whole(self, group):
-        model = make_model()
+        model = MODEL
         task = Classification(model, DIGITS, shift=3, group=group, batch=2)
         population = PerturbedPopulation(model, size=12, sigma=0.1)
         whole, part = (task.evaluate(p, 1).fitness for p in (population, population[4:8]))
@@ -61,7 +61,7 @@ class TestFitness:
         assert not torch.allclose(whole, still, rtol=0.01)
 
     def test_the_plan_is_that_of_the_evaluation_within_the_memory(self):
-        model = make_model()
+        model = MODEL
         population = PerturbedPopulation(model, size=8, sigma=0.1)
         planned = Classification(model, DIGITS, memory=2_000_000).plan(population)
         assert (planned.engine, planned.budget) == ("factored", 2_000_000)
@@ -72,14 +72,14 @@ class TestFitness:
             Classification(model, DIGITS, memory=1000).evaluate(population, 0)
 
     def test_both_members_of_a_pair_see_the_same_image(self):
-        model = make_model()
+        model = MODEL
         centre = PerturbedPopulation(model, size=20, sigma=0.0)
         fitness = Classification(model, DIGITS).evaluate(centre, generation=0).fitness
         torch.testing.assert_close(fitness[0::2], fitness[1::2], rtol=1e-5, atol=1e-5)
         assert fitness[0::2].unique().numel() == 10
 
     def test_images_are_a_function_of_seed_and_generation(self):
-        model = make_model()
+        model = MODEL
         population = PerturbedPopulation(model, size=20, sigma=0.1)
 
         def labels(seed, generation, members=population):
@@ -102,7 +102,7 @@ class TestFitness:
             seen.extend(labels[0::2, 0].tolist())
             return torch.zeros(len(logits))
 
-        model = make_model()
+        model = MODEL
         task = Classification(model, dataset, fitness=remember)
         population = PerturbedPopulation(model, size=24, sigma=0.1)
         for generation in range(5):
@@ -122,7 +122,7 @@ class TestFitness:
         assert torch.equal(task.evaluate(population, 0).fitness, first)
 
     def test_takes_one_image_a_member(self):
-        model = make_model()
+        model = MODEL
         population = PerturbedPopulation(model, size=6, sigma=0.1)
         counted = []
 
@@ -136,14 +136,14 @@ class TestFitness:
         assert task.evaluate(population, 1).evaluations == 6 == sum(counted) / 2
 
     def test_one_pair_is_enough(self):
-        model = make_model()
+        model = MODEL
         population = PerturbedPopulation(model, size=2, sigma=0.0)
         fitness = Classification(model, DIGITS).evaluate(population, 0).fitness
         assert fitness[0] == fitness[1] < 0
 
     def test_a_few_members_are_normalised_as_many_are(self):
         """What a member is worth does not depend on how many others there are."""
-        model = make_model()
+        model = MODEL
         few, many = (PerturbedPopulation(model, size=n, sigma=0.1) for n in (4, 60))
         first, among = (Classification(model, DIGITS).evaluate(p, 0).fitness for p in (few, many))
         assert torch.allclose(first, among[:4], rtol=1e-3)
@@ -151,7 +151,7 @@ class TestFitness:
     @pytest.mark.parametrize("group", [1, 3, 6])
     @pytest.mark.parametrize("batch", [1, 4])
     def test_members_of_a_group_see_the_same_images(self, group, batch):
-        model = make_model()
+        model = MODEL
         seen = []
 
         @trusted
@@ -171,7 +171,7 @@ class TestFitness:
         assert counted == 12 * batch
 
     def test_one_batch_for_all(self):
-        model = make_model()
+        model = MODEL
         population = PerturbedPopulation(make_model(1), size=6, sigma=0.1)
         task = Classification(model, DIGITS, group=None, batch=7)
         as_a_group = Classification(model, DIGITS, group=6, batch=7)
@@ -182,7 +182,7 @@ class TestFitness:
 
     @pytest.mark.parametrize(("size", "group", "part"), [(6, 4, 6), (6, 2, 5), (9, 3, 4)])
     def test_members_without_groups(self, size, group, part):
-        model = make_model()
+        model = MODEL
         population = PerturbedPopulation(model, size=size, sigma=0.1, antithetic=False)
         with pytest.raises(ValueError, match="groups") as caught:
             Classification(model, DIGITS, group=group).evaluate(population[:part], 0)
@@ -202,11 +202,11 @@ class TestFitness:
     )
     def test_mistakes(self, argument, came, message):
         with pytest.raises(ValueError, match=argument) as caught:
-            Classification(make_model(), DIGITS, **{argument: came})
+            Classification(MODEL, DIGITS, **{argument: came})
         assert str(caught.value) == message
 
     def test_parts_of_a_population_see_the_images_of_the_whole(self):
-        model = make_model()
+        model = MODEL
         population = PerturbedPopulation(model, size=12, sigma=0.1)
         task = Classification(model, DIGITS)
         whole = task.evaluate(population, 3).fitness
@@ -215,7 +215,7 @@ class TestFitness:
         torch.testing.assert_close(parts, whole, rtol=1e-4, atol=1e-4)
 
     def test_half_a_pair_at_each_end_is_refused(self):
-        model = make_model()
+        model = MODEL
         population = PerturbedPopulation(model, size=6, sigma=0.1)
         with pytest.raises(ValueError, match="needed groups of 2"):
             Classification(model, DIGITS).evaluate(population[1:5], 0)
@@ -224,17 +224,16 @@ class TestFitness:
 class TestChains:
     """Members of a genetic algorithm, which have no centre."""
 
-    MODEL = make_model()
     STRATEGY = GeneticAlgorithm(population=7, sigma=0.1, parents=2)
 
     def population(self, generations=2):
-        state = self.STRATEGY.init(params_of(self.MODEL))
+        state = self.STRATEGY.init(params_of(MODEL))
         for _ in range(generations):
             state = self.STRATEGY.tell(state, torch.arange(7.0))
         return self.STRATEGY.ask(state)
 
     def test_equals_a_loop_over_members(self):
-        task = Classification(self.MODEL, DIGITS, seed=4, group=None, batch=5)
+        task = Classification(MODEL, DIGITS, seed=4, group=None, batch=5)
         evaluation = task.evaluate(self.population(), 3)
         chosen = BatchOrder(60, 5, seed=4).order(3)
         images, labels = DIGITS.train.images(chosen), DIGITS.train.labels[chosen]
@@ -248,7 +247,7 @@ class TestChains:
         assert evaluation.evaluations == 7 * 5
 
     def test_parts_come_to_the_bits_of_the_whole(self):
-        task = Classification(self.MODEL, DIGITS, group=None, batch=5)
+        task = Classification(MODEL, DIGITS, group=None, batch=5)
         parts = task.parts(self.population(), 100)
         assert len(parts) > 1
         backwards = [task.part(self.population(), 1, part) for part in reversed(parts)]
@@ -256,7 +255,7 @@ class TestChains:
         assert torch.equal(merged(backwards[::-1]).fitness, whole.fitness)
 
     def test_statistics_cannot_be_renewed_for_them(self):
-        task = Classification(self.MODEL, DIGITS, statistics="renewed", group=None)
+        task = Classification(MODEL, DIGITS, statistics="renewed", group=None)
         with pytest.raises(TinkeringError) as caught:
             task.evaluate(self.population(), 0)
         needed = '"fixed" for members that share no centre'
@@ -274,7 +273,7 @@ class TestMeasure:
         return right / len(split), loss / len(split)
 
     def test_agrees_with_a_plain_loop(self):
-        model, other = make_model(), make_model(1)
+        model, other = MODEL, make_model(1)
         task = Classification(model, DIGITS, statistics="renewed")
         measured = task.measure(params_of(other))
         module = with_statistics_of(other, DIGITS.train.images())
@@ -285,7 +284,7 @@ class TestMeasure:
 
     @pytest.mark.parametrize("statistics", ["fixed", "renewed"])
     def test_what_is_saved_evaluates_as_a_plain_module(self, statistics):
-        task = Classification(make_model(), DIGITS, statistics=statistics)
+        task = Classification(MODEL, DIGITS, statistics=statistics)
         params = params_of(make_model(1))
         measured = task.measure(params)
         module = make_model(2)
@@ -295,7 +294,7 @@ class TestMeasure:
         assert measured["test_loss"] == pytest.approx(loss, rel=1e-4)
 
     def test_is_the_same_after_generations_were_evaluated(self):
-        model = make_model()
+        model = MODEL
         task = Classification(model, DIGITS)
         params = params_of(make_model(1))
         before = task.measure(params)
@@ -306,7 +305,7 @@ class TestMeasure:
         params = params_of(make_model(1))
         other = load("mnist5k").subset(train=60, test=7, seed=0)
         ours, theirs = (
-            Classification(make_model(), data, statistics="renewed").buffers(params)
+            Classification(MODEL, data, statistics="renewed").buffers(params)
             for data in (DIGITS, other)
         )
         assert all(torch.equal(theirs[name], value) for name, value in ours.items())
@@ -335,8 +334,6 @@ class TestMeasure:
 class TestParts:
     """A population evaluated some members at a time, as other processes do."""
 
-    MODEL = make_model()
-
     @pytest.fixture(autouse=True)
     def _small_tiles(self, monkeypatch):
         before = torch.get_num_threads()
@@ -361,19 +358,19 @@ class TestParts:
     )
     def test_are_whole_tiles_and_groups(self, group, threads, size, count, expected):
         torch.set_num_threads(threads)
-        task = Classification(self.MODEL, DIGITS, group=group)
-        population = PerturbedPopulation(self.MODEL, size, 0.1, antithetic=False)
+        task = Classification(MODEL, DIGITS, group=group)
+        population = PerturbedPopulation(MODEL, size, 0.1, antithetic=False)
         parts = task.parts(population, count)
         assert [len(population[part]) for part in parts] == expected
         assert [i for part in parts for i in range(size)[part]] == list(range(size))
 
-    @pytest.mark.parametrize("memory", [4 << 20, 8 << 20])
+    @pytest.mark.parametrize("memory", [2 << 20, 4 << 20])
     @pytest.mark.parametrize("group", [2, 8])
     def test_come_to_the_bits_of_the_whole_where_memory_is_short(self, monkeypatch, memory, group):
         monkeypatch.undo()  # tiles of their own size, but for the memory
         torch.set_num_threads(1)
-        task = Classification(self.MODEL, DIGITS, group=group, memory=memory)
-        population = PerturbedPopulation(self.MODEL, 256, 0.1)
+        task = Classification(MODEL, DIGITS, group=group, memory=memory)
+        population = PerturbedPopulation(MODEL, 128, 0.1)
         whole = task.evaluate(population, 0).fitness
         parts = task.parts(population, 4)
         assert len(parts) == 4
@@ -385,9 +382,9 @@ class TestParts:
     @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
     def test_come_to_the_bits_of_the_whole(self, group, batch, dtype, threads):
         torch.set_num_threads(threads)
-        task = Classification(self.MODEL, DIGITS, group=group, batch=batch, shift=1, dtype=dtype)
+        task = Classification(MODEL, DIGITS, group=group, batch=batch, shift=1, dtype=dtype)
         # A member more than whole tiles have: it is evaluated alone, in another way.
-        population = PerturbedPopulation(self.MODEL, 30 if group else 13, 0.1, antithetic=False)
+        population = PerturbedPopulation(MODEL, 30 if group else 13, 0.1, antithetic=False)
         whole = task.evaluate(population, 3).fitness
         for count in (2, 100):
             parts = task.parts(population, count)

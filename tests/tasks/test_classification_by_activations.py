@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from digits import DIGITS, make_model, trusted, with_statistics_of
+from digits import DIGITS, MODEL, make_model, trusted, with_statistics_of
 
 from tinkering.data import BatchOrder, Shifts
 from tinkering.engines.evaluation import merged
@@ -14,8 +14,6 @@ from tinkering.evaluation.fitness import accuracy
 from tinkering.strategies.activations import Activations
 from tinkering.strategies.evolution_strategy import EvolutionStrategy
 from tinkering.tasks.classification import Classification
-
-MODEL = make_model()  # shared, because a new one has to be captured anew
 
 
 def evolving(model):
