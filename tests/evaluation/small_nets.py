@@ -353,9 +353,10 @@ def made(build):
 
 def make(build, seed=0):
     """A network in eval mode whose running statistics and biases are not those of a new one."""
-    torch.manual_seed(seed)
-    model = build()
-    with torch.no_grad():
+    # What a test draws next must not depend on whether another has made the network.
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = build()
         model.train()(inputs_for(build, 2))
         for layer in model.modules():
             if isinstance(layer, BATCH_NORM):

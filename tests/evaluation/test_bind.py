@@ -3,6 +3,7 @@
 import importlib
 import warnings
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 
 import pytest
 import torch
@@ -22,6 +23,7 @@ modules = pytest.mark.parametrize("kind", MODULES)
 engines = pytest.mark.parametrize("engine", ["auto", "factored", "sequential", "vmapped"])
 
 
+@cache
 def built(kind):
     torch.manual_seed(0)
     return kind().eval()

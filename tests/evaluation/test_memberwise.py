@@ -13,12 +13,10 @@ from tinkering import noise as noises
 from tinkering.layers.low_rank import (
     Correction,
     embedding_noise,
-    grouped_correction,
     layer_noise,
     of_members,
     plain_correction,
 )
-from tinkering.layers.onednn import Geometry
 from tinkering.native import correction as native
 from tinkering.native.build import library
 from tinkering.native.correction import Shape
@@ -200,19 +198,6 @@ class TestCorrection:
         add = Correction(layer.shape, layer.noise)
         result = add(layer.x, layer.residual, layer.rows, layer.signs)
         assert_right(result, layer, 1e-5)
-
-
-class TestGroupedCorrection:
-    @pytest.mark.parametrize(("image", "groups"), [((6, 7), 1), ((6, 7), 2), ((4, 5, 6), 3)])
-    def test_equals_a_loop_over_images(self, image, groups):
-        convolve = F.conv2d if len(image) == 2 else F.conv3d
-        axes = len(image)
-        geometry = Geometry((2,) * axes, (1,) * axes, (1,) * axes, groups)
-        x, noise = torch.randn(4, 6, *image), torch.randn(4, 12, 6 // groups, *[3] * axes)
-        result = grouped_correction(x, noise, geometry)
-        for i in range(4):
-            alone = convolve(x[i : i + 1], noise[i], None, 2, 1, 1, groups)
-            torch.testing.assert_close(result[i : i + 1], alone, rtol=1e-4, atol=1e-4)
 
 
 ROWS, SIGNS = torch.tensor([2, 0, 0, 1]), torch.tensor([1.0, -1.0, 1.0, -1.0])

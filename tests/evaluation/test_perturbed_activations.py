@@ -298,10 +298,10 @@ zero_head.shape = (6,)
 
 
 CONVERGE = {
-    perceptron: 400,
-    normalised_perceptron: 400,
+    perceptron: 1200,
+    normalised_perceptron: 1200,
     features_of_tokens: 1000,
-    log_probabilities: 400,
+    log_probabilities: 1600,
     one_pixel: 1000,
     one_channel: 1000,
     one_column: 800,
@@ -312,7 +312,7 @@ CONVERGE = {
     Shared: 3000,
     InPlace: 4000,
     conv1d_net: 3000,
-    depthwise: 8000,
+    depthwise: 24000,
     residual: 4000,
 }
 """Networks, and how many members they take: more, the more numbers a layer makes."""
