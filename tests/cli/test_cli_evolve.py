@@ -23,7 +23,7 @@ from tinkering.tasks.classification import Classification
 pytestmark = pytest.mark.usefixtures("same_threads")
 SHORT = ["--generations", "30", "--averaging", "0.6"]
 """Enough for those that learn fast."""
-FEW = ["--generations", "20"]
+FEW = ["--generations", "8", "--population", "64"]
 """A member is rebuilt from its chain in every generation: later ones take longer."""
 
 
