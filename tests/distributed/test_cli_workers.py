@@ -147,7 +147,7 @@ class Started:
 
     def __init__(self, digits, out, generations):
         self.out = out
-        words = ["evolve", "--data", digits, *RUN, "--generations", generations]
+        words = ["evolve", "--data", digits, *RUN, "--group", "2", "--generations", generations]
         words += ["--workers", "1", "--out", out]
         kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
         self.process = subprocess.Popen(

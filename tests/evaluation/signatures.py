@@ -2,8 +2,12 @@
 
 from dataclasses import dataclass
 
+import pytest
 import torch
 from torch import nn
+from torch.utils import _pytree
+
+from tinkering import ArgumentError
 
 
 class Gated(nn.Module):
@@ -101,3 +105,36 @@ def given(*leading):
         Stepped: ((torch.randn(*lead, 2), (torch.randn(*lead, 4), torch.zeros(*lead, 1))), {}),
         Nested: (({"x": torch.randn(*lead, 3), "more": [torch.randn(*lead, 2), 7]},), {}),
     }
+
+
+def built(kind):
+    torch.manual_seed(0)
+    return kind().eval()
+
+
+def members_of(population, model, call):
+    """What a loop over members returns, every tensor stacked; `call` is given the index."""
+    results = []
+    for index in range(len(population)):
+        args, kwargs = call(index)
+        with torch.no_grad():
+            results.append(population.materialise(index, model)(*args, **kwargs))
+    leaves, spec = zip(*map(_pytree.tree_flatten, results), strict=True)
+    stacked = [
+        torch.stack(each) if isinstance(each[0], torch.Tensor) else each[0]
+        for each in zip(*leaves, strict=True)
+    ]
+    return _pytree.tree_unflatten(stacked, spec[0])
+
+
+def said(function):
+    with pytest.raises(ArgumentError) as caught:
+        function()
+    return str(caught.value)
+
+
+@pytest.fixture(scope="module")
+def bound():
+    model = built(Masked)
+    args, kwargs = given()[Masked]
+    return bind(model, PerturbedPopulation(model, SIZE, 0.3), args, kwargs)
