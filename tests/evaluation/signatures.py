@@ -1,6 +1,7 @@
 """Modules of other signatures than one tensor in and one out, and what they are called with."""
 
 from dataclasses import dataclass
+from functools import cache
 
 import pytest
 import torch
@@ -107,6 +108,7 @@ def given(*leading):
     }
 
 
+@cache
 def built(kind):
     torch.manual_seed(0)
     return kind().eval()
@@ -131,10 +133,3 @@ def said(function):
     with pytest.raises(ArgumentError) as caught:
         function()
     return str(caught.value)
-
-
-@pytest.fixture(scope="module")
-def bound():
-    model = built(Masked)
-    args, kwargs = given()[Masked]
-    return bind(model, PerturbedPopulation(model, SIZE, 0.3), args, kwargs)

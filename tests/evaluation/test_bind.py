@@ -2,7 +2,6 @@
 
 import importlib
 import warnings
-from functools import cache
 
 import pytest
 import torch
@@ -32,7 +31,6 @@ modules = pytest.mark.parametrize("kind", MODULES)
 engines = pytest.mark.parametrize("engine", ["auto", "factored", "sequential", "vmapped"])
 
 
-@cache
 def assert_same(result, expected):
     """Leaf by leaf, of which some may be the same for all members, but not all."""
     ours, spec = _pytree.tree_flatten(result)
@@ -321,6 +319,13 @@ class TestEvaluate:
         )
         expected = -(forward(model, population, x) - y).square().mean((1, 2))
         assert_close(found.fitness, expected)
+
+
+@pytest.fixture(scope="module")
+def bound():
+    model = built(Masked)
+    args, kwargs = given()[Masked]
+    return bind(model, PerturbedPopulation(model, SIZE, 0.3), args, kwargs)
 
 
 class TestMistakes:

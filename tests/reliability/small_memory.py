@@ -19,6 +19,8 @@ import torch
 from commands import TINY, quiet
 
 from tinkering.data import load
+from tinkering.engines.network import look
+from tinkering.graph.signature import sign
 from tinkering.models import BasicBlock, SimpleResNet
 
 MIB = 1 << 20
