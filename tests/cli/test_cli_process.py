@@ -31,6 +31,7 @@ def start(*words, **settings):
     )
 
 
+@pytest.mark.long
 class TestProcess:
     def test_the_embedded_digits_from_end_to_end(self, tmp_path):
         process = start("evolve", *TINY, "--out", "run", cwd=tmp_path)

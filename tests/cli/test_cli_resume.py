@@ -362,6 +362,7 @@ def wait_for(path, process):
         time.sleep(0.02)
 
 
+@pytest.mark.long
 class TestSignals:
     def test_sigterm_and_the_line_that_resumes(self, tmp_path, digits):
         out = tmp_path / "run"

@@ -154,6 +154,7 @@ class TestExchange:
         assert two.exchange()["bytes_sent"] < 8192
 
 
+@pytest.mark.long
 class TestLost:
     def test_killed_in_the_middle_of_a_part(self, one, tmp_path):
         before = one.lost
