@@ -48,6 +48,7 @@ def alone(tmp_path_factory, digits):
     return out
 
 
+@pytest.mark.long
 class TestSameRun:
     def test_with_workers_as_without(self, cluster, tmp_path, digits, alone):
         assert cluster.is_initialized()
