@@ -121,9 +121,10 @@ class FactoredForward:
             held = branch.entered(self._runner, values, spread, batch.members * batch.examples)
             results = self._runner.finish(held, branch.position, tile)
             others = storages(values.values())
+        others |= self._runner.held
         shaped = []
         for result in results:
-            result = own(widened(result), others | self._runner.held)
+            result = own(widened(result), others)
             shaped.append(result.view(batch.members, batch.examples, *result.shape[1:]))
         return shaped
 
@@ -310,22 +311,29 @@ class _Factored:
             passed = partial(self._forward.shared, branch)
             shared = list(map_in_order(passed, pieces, tiles.threads))
         portions = list(tiles.of_members(len(self._population)))
-        one = partial(self._portion, batch, plan, shared)
+        if plan.keeps and tiles.members not in self._kept:
+            # Portions of another size were kept for batches of another size: in their place.
+            self._kept = {tiles.members: {}}
+        kept = self._kept.get(tiles.members) if plan.keeps else None
+        one = partial(self._portion, batch, plan, shared, kept)
         yield from zip(portions, map_in_order(one, portions, tiles.threads), strict=True)
 
     def _portion(
-        self, batch: Batch, plan: Plan, shared: list[Shared] | None, members: slice
+        self,
+        batch: Batch,
+        plan: Plan,
+        shared: list[Shared] | None,
+        kept: dict[tuple[int, int], MembersNoise] | None,
+        members: slice,
     ) -> list[Tensor]:
         # Noise is drawn here, by the thread that needs it, while it is in its cache.
         key = members.start, members.stop
-        kept = self._kept.get(plan.tiles.members, {})
-        noise = kept.get(key)
+        noise = None if kept is None else kept.get(key)
         if noise is None:
             part = self._population[members]
             noise = MembersNoise(part.draw(), part.sigma)
-            if plan.keeps:
-                # Portions of another size were kept for batches of another size: in their place.
-                self._kept = {plan.tiles.members: {**kept, key: noise}}
+            if kept is not None:
+                kept[key] = noise
         return self._forward(batch.of_members(members), noise, plan.tiles.images, shared)
 
 

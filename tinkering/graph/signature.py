@@ -82,9 +82,9 @@ def sign(
     if not tensors:
         came = kind_of(tree.leaves[0]) if tree.leaves else "none"
         raise ArgumentError(tree.labels()[0] if tree.leaves else root, "a tensor", came, AS_TENSOR)
-    for label, leaf in zip(tree.labels(), tree.leaves, strict=True):
+    for at, leaf in enumerate(tree.leaves):
         if isinstance(leaf, np.ndarray):
-            raise ArgumentError(label, "a tensor", kind_of(leaf), AS_TENSOR)
+            raise ArgumentError(tree.labels()[at], "a tensor", kind_of(leaf), AS_TENSOR)
     axes = (Axes(members=False),) * len(tensors)
     is_plain = all(isinstance(value, Tensor) for value in args) and not kwargs
     return Signature(tree, axes, is_plain), tensors
