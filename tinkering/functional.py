@@ -14,7 +14,7 @@ from torch.func import functional_call, vmap
 from tinkering.engines import sequential
 from tinkering.engines.job import Job
 from tinkering.engines.network import look
-from tinkering.engines.planning import make_plan
+from tinkering.engines.planning import Chosen, make_plan
 from tinkering.errors import ArgumentError
 from tinkering.graph.signature import batch_of, sign, with_members
 from tinkering.population import StackedPopulation
@@ -200,7 +200,8 @@ def _through_the_engine(
         randomness="same",
     )
     try:
-        made = make_plan(job, batch, "sequential", "explicit members", None, keeps_outputs=True)
+        chosen = Chosen("sequential", "explicit members")
+        made = make_plan(job, batch, chosen, None, keeps_outputs=True)
     except ArgumentError:  # no room for a tile; vmap has no budget
         return None
     with torch.no_grad():

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -27,6 +28,8 @@ _PORTIONS_A_THREAD = 4
 the others. It follows from the sizes alone, and so do the bits."""
 _LITTLE_WORK = 10_000_000
 """Multiplications of a call that one thread does before a second one would have begun."""
+_AT_ONCE = ("factored", "batched")
+"""Engines that run many members as one batch."""
 _MIB = 1 << 20
 
 
@@ -43,7 +46,7 @@ class Plan:
     """
 
     engine: str
-    """``"factored"``, ``"sequential"``, ``"vmapped"``; or ``"activations"`` for those."""
+    """``"factored"``, ``"batched"``, ``"sequential"``, ``"vmapped"``; or ``"activations"``."""
     reason: str
     """Why this engine."""
     tiles: Tiles
@@ -71,11 +74,23 @@ class Plan:
         return "\n".join([*lines, *self.notes])
 
 
+@dataclass(frozen=True)
+class Chosen:
+    """An engine that is ready for a job."""
+
+    name: str
+    reason: str
+    """Why it is this one."""
+    built: int = 0
+    """Bytes that it builds for every member of a tile, beside what it has of them anyway."""
+    notes: tuple[str, ...] = ()
+    """For the plan."""
+
+
 def make_plan(
     job: Job,
     batch: Batch,
-    engine: str,
-    reason: str,
+    engine: Chosen,
     budget: int | None,
     keeps_outputs: bool,
     may_keep: bool = False,
@@ -85,8 +100,7 @@ def make_plan(
     Args:
         job: what is to be evaluated.
         batch: on what.
-        engine: which engine does it.
-        reason: why this one.
+        engine: which does it.
         budget: bytes; None for half of what is free.
         keeps_outputs: whether all members' outputs are held in the end.
         may_keep: whether what is made of members may stay for the next call.
@@ -96,16 +110,17 @@ def make_plan(
     """
     budget = memory.default_budget() if budget is None else budget
     members, examples = batch.members, batch.examples
+    name = engine.name
     sizes = _Sizes(job, batch, engine, keeps_outputs)
-    whole = engine == "vmapped" or job.program is None or job.random
+    whole = name == "vmapped" or job.program is None or job.random
     whole = whole or (job.program is not None and job.program.captured.coupled)
     images = sizes.images_in_cache()
     images = max(images, examples) if whole else min(images, members * examples)
-    each = 1 if engine == "sequential" else max(1, images // examples)
-    if engine == "factored":
+    each = 1 if name == "sequential" else max(1, images // examples)
+    if name == "factored":
         each = _power_of_two(max(each, sizes.members_a_draw()))
-    alone = engine == "vmapped" or job.random or job.program is None
-    alone = alone or (engine == "factored" and sizes.work() < _LITTLE_WORK)
+    alone = name == "vmapped" or job.random or job.program is None
+    alone = alone or (name in _AT_ONCE and sizes.work() < _LITTLE_WORK)
     threads = 1 if alone else torch.get_num_threads()
     each = min(each, _portion(members, threads, max(1, images // examples)))
     tiles = Tiles(each, images, min(threads, -(-members // each)))
@@ -123,16 +138,28 @@ def make_plan(
     needed, kept = sizes.needed(tiles), sizes.kept()
     keeps = may_keep and needed + kept <= budget
     needed += kept if keeps else 0
-    branch = job.branch if batch.is_shared and members > 1 and engine != "vmapped" else None
+    branch = job.branch if batch.is_shared and members > 1 and name != "vmapped" else None
     held = examples * sum(map(memory.size_of, branch.batched)) if branch else 0
     shares = branch is not None and needed + held <= budget
     needed += held if shares else 0
-    return Plan(engine, reason, tiles, job.dtype, needed, budget, keeps, shares, _notes(job))
+    notes = (*engine.notes, *_notes(job))
+    return Plan(name, engine.reason, tiles, job.dtype, needed, budget, keeps, shares, notes)
 
 
-Run = Callable[[Batch, Plan], Iterator[tuple[slice, list[Tensor]]]]
-"""What an engine prepares: it yields some members at a time, and the tensors of what they return,
-``[members, batch, ...]`` each, of floating-point dtypes in float32."""
+@runtime_checkable
+class Run(Protocol):
+    """What an engine prepares."""
+
+    built: int
+    """Bytes that it builds for every member of a tile, beside what it has of them anyway."""
+    notes: tuple[str, ...]
+    """For the plan."""
+
+    def __call__(self, batch: Batch, plan: Plan) -> Iterator[tuple[slice, list[Tensor]]]:
+        """Yield some members at a time, and the tensors of what they return.
+
+        These are ``[members, batch, ...]`` each, of floating-point dtypes in float32.
+        """
 
 
 def _portion(members: int, threads: int, run: int) -> int:
@@ -173,8 +200,8 @@ def _power_of_two(most: int) -> int:
 class _Sizes:
     """Bytes of what an evaluation holds."""
 
-    def __init__(self, job: Job, batch: Batch, engine: str, keeps_outputs: bool) -> None:
-        self._engine = engine
+    def __init__(self, job: Job, batch: Batch, engine: Chosen, keeps_outputs: bool) -> None:
+        self._engine, self._built = engine.name, engine.built
         self._dtype = job.dtype
         self._parameters = sum(value.numel() for value in job.own.values())
         # float32, and a copy that is folded, cast and packed
@@ -217,6 +244,7 @@ class _Sizes:
     def needed(self, tiles: Tiles) -> int:
         """Return the bytes that the evaluation takes, at most."""
         at_a_time = tiles.threads * tiles.images * self._image
+        at_a_time += tiles.threads * tiles.members * self._built
         if self._engine == "factored":
             # Twice: a layer may turn it into the form that it reads.
             noise = 2 * tiles.threads * tiles.members * self._noise

@@ -27,12 +27,15 @@ from tinkering.layers.centre import Layer, Values, layer
 def prepare(job: Job) -> Run:
     """Return what evaluates the job's members one after the other."""
     if job.random or job.program is None:
-        return partial(_unfused, job)
+        return _Unfused(job)
     return _Fused(job, job.program)
 
 
 class _Fused:
     """Members through a module's fused steps."""
+
+    built: int = 0
+    notes: tuple[str, ...] = ()
 
     def __init__(self, job: Job, program: Program) -> None:
         self._job, self._program = job, program
@@ -103,15 +106,24 @@ class _Layers:
         return self._made[step](x, residual, self._program.may_overwrite_residual(step))
 
 
-def _unfused(job: Job, batch: Batch, plan: Plan) -> Iterator[tuple[slice, list[Tensor]]]:
-    """Yield what members return through the module itself, one member after the other.
+class _Unfused:
+    """Members through the module itself, one after the other.
 
     Where the forward draws random numbers, a member's are a function of its index, so they do
     not depend on who was evaluated before; "same" gives every member those of member 0.
     """
-    del plan
-    module, seeded = skeleton(job.model), job.seeds()
-    for index in range(len(job.members)):
-        with seeded(index if job.randomness == "different" else 0), torch.no_grad():
-            results = job.called(module, job.state(index), batch.of_member(index))
-        yield slice(index, index + 1), [result.unsqueeze(0) for result in results]
+
+    built: int = 0
+    notes: tuple[str, ...] = ()
+
+    def __init__(self, job: Job) -> None:
+        self._job = job
+
+    def __call__(self, batch: Batch, plan: Plan) -> Iterator[tuple[slice, list[Tensor]]]:
+        del plan
+        job = self._job
+        module, seeded = skeleton(job.model), job.seeds()
+        for index in range(len(job.members)):
+            with seeded(index if job.randomness == "different" else 0), torch.no_grad():
+                results = job.called(module, job.state(index), batch.of_member(index))
+            yield slice(index, index + 1), [result.unsqueeze(0) for result in results]

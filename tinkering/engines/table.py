@@ -11,11 +11,11 @@ from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
-from tinkering.engines import factored, sequential, vmapped
+from tinkering.engines import batched, factored, sequential, vmapped
 from tinkering.engines.activations import Activations
 from tinkering.engines.evaluation import Evaluation
 from tinkering.engines.job import Job
-from tinkering.engines.planning import Plan, Run, make_plan
+from tinkering.engines.planning import Chosen, Plan, Run, make_plan
 from tinkering.engines.rating import Rater, rated
 from tinkering.errors import ArgumentError, UnsupportedLayerError
 from tinkering.graph.signature import Batch
@@ -23,6 +23,7 @@ from tinkering.noise import Dense
 from tinkering.population import PerturbedActivations, PerturbedPopulation, Population
 
 ENGINES: dict[str, Callable[[Job], Run]] = {
+    "batched": batched.prepare,
     "factored": factored.prepare,
     "sequential": sequential.prepare,
     "vmapped": vmapped.prepare,
@@ -71,7 +72,8 @@ class Members:
 
     def plan(self, batch: Batch, budget: int | None, keeps_outputs: bool, may_keep: bool) -> Plan:
         """Return how a batch would be evaluated: see `make_plan`."""
-        return make_plan(self.job, batch, self.name, self.reason, budget, keeps_outputs, may_keep)
+        engine = Chosen(self.name, self.reason, self.run.built, self.run.notes)
+        return make_plan(self.job, batch, engine, budget, keeps_outputs, may_keep)
 
     def outputs(self, batch: Batch, plan: Plan) -> Iterator[tuple[slice, list[Tensor]]]:
         """Yield some members at a time, and the tensors of what they return."""

@@ -27,6 +27,9 @@ def prepare(job: Job) -> Run:
 class _Vmapped:
     """Members through ``vmap``."""
 
+    built: int = 0
+    notes: tuple[str, ...] = ()
+
     def __init__(self, job: Job) -> None:
         axes = [0 if axes.members else None for axes in job.batch.signature.axes]
         self._job, self._module = job, skeleton(job.model)

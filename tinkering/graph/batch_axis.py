@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -41,6 +42,24 @@ class Placement:
         """Return what `first` returned as it was."""
         return x.movedim(0, self.axis + 1).flatten(self.axis, self.axis + 2)
 
+    def unfolded(self, x: Tensor, members: int) -> Tensor:
+        """Return each member's part of the images of all, ``[members, ...]``.
+
+        Example:
+            >>> x = torch.arange(12).view(6, 2)  # [2 members x 3 images, features]
+            >>> Placement(0).unfolded(x, members=2).shape
+            torch.Size([2, 3, 2])
+        """
+        before, after = x.shape[: self.axis], x.shape[self.axis + 1 :]
+        split = x.reshape(*before, self.outer, members, -1, *after)
+        return split.movedim(self.axis + 1, 0).flatten(self.axis + 1, self.axis + 2)
+
+    def folded(self, x: Tensor) -> Tensor:
+        """Return what `unfolded` returned as it was."""
+        before, after = x.shape[: self.axis + 1], x.shape[self.axis + 2 :]
+        split = x.reshape(*before, self.outer, -1, *after)
+        return split.movedim(0, self.axis + 1).flatten(self.axis, self.axis + 2)
+
 
 def place_images(node: fx.Node, images: fx.Node) -> Placement | None:
     """Return where the images are in a node's value; None where it cannot be told.
@@ -49,10 +68,11 @@ def place_images(node: fx.Node, images: fx.Node) -> Placement | None:
         node: any node of a graph that ``torch.export`` captured for any number of images.
         images: the placeholder of the images.
     """
-    count = str(images.meta["val"].shape[0])  # a symbol; equal text is an equal number
+    found = place_sizes(_shape(node), images)
+    if found is not None:
+        return found
+    count = str(images.meta["val"].shape[0])
     sizes = [str(size) for size in _shape(node)]
-    if sizes.count(count) == 1:
-        return Placement(sizes.index(count))
     if node.target not in _MERGES or count in sizes:
         return None
     source = node.all_input_nodes[0]
@@ -67,6 +87,25 @@ def place_images(node: fx.Node, images: fx.Node) -> Placement | None:
     outer, rest = divmod(_product(left), _product(outside))
     inner, more = divmod(_product(right), _product(inside))
     return None if rest or more else Placement(axis, outer, inner)
+
+
+def place_sizes(shape: Sequence[int | torch.SymInt], images: fx.Node) -> Placement | None:
+    """Return where the images are in a value of some shape: the axis that counts them."""
+    count = str(images.meta["val"].shape[0])  # a symbol; equal text is an equal number
+    sizes = [str(size) for size in shape]
+    return Placement(sizes.index(count)) if sizes.count(count) == 1 else None
+
+
+def count_of(node: fx.Node, images: fx.Node, count: int) -> int:
+    """Return the value of a number that depends on how many examples there are.
+
+    Args:
+        node: the number.
+        images: a placeholder that has an axis of examples.
+        count: how many there are.
+    """
+    symbol = images.meta["val"].shape[0].node.expr
+    return int(node.meta["val"].node.expr.subs(symbol, count))
 
 
 def _product(sizes: tuple[int | torch.SymInt, ...]) -> int:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from tinkering.graph.batch_axis import place_images
+from tinkering.graph.batch_axis import count_of, place_images
 from tinkering.graph.program import Fused, Program
 from tinkering.graph.runner import Runner, storages
 
@@ -58,7 +58,7 @@ class Branch:
         held = runner.begin([])
         for node, value in values.items():
             if node in self.counts:
-                value = _count(node, runner.program.captured.examples, examples)
+                value = count_of(node, runner.program.captured.examples, examples)
             elif node in self.batched:
                 shared, value = value, spread(value)
                 if node in self.overwritten and storages([shared]) == storages([value]):
@@ -131,9 +131,3 @@ def pixels_first(value: Tensor) -> Tensor:
     if value.dim() == 4 and value.is_contiguous(memory_format=torch.channels_last):
         return value.permute(0, 2, 3, 1)
     return value
-
-
-def _count(node: fx.Node, images: fx.Node, count: int) -> int:
-    """Return the value of a number that depends on how many examples there are."""
-    symbol = images.meta["val"].shape[0].node.expr
-    return int(node.meta["val"].node.expr.subs(symbol, count))

@@ -148,8 +148,12 @@ def arguments(node: fx.Node) -> dict[str, Any]:
 def _fuse(graph: fx.Graph, inputs: frozenset[str]) -> Iterator[Step]:
     """Yield the steps; a fused one stands where the last of its operations stood."""
     inside: dict[fx.Node, Fused] = {}
+    computed: set[fx.Node] = set()  # from the inputs, and not from parameters alone
     for node in graph.nodes:
-        if node not in inside and _is_layer(node, inputs):
+        if node.name in inputs or not computed.isdisjoint(node.all_input_nodes):
+            computed.add(node)
+    for node in graph.nodes:
+        if node in computed and node not in inside and _is_layer(node, inputs):
             fused = _grown(node, inside, inputs)
             inside |= dict.fromkeys(_covered(fused), fused)
     for node in graph.nodes:

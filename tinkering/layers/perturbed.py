@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from tinkering.graph.batch_axis import Placement
@@ -22,22 +23,22 @@ from tinkering.layers.centre import (
 )
 from tinkering.layers.low_rank import (
     Correction,
+    embedding_noise,
     grouped_correction,
     layer_noise,
     of_members,
 )
 from tinkering.layers.narrow import NarrowConv, is_narrow
+from tinkering.layers.tile import MemberTile
 from tinkering.native import correction as native
 from tinkering.native.correction import Shape
 from tinkering.noise import Factors
 from tinkering.population import Sigma
 
-Made = TypeVar("Made")
-
 
 @dataclass(frozen=True)
-class Tile:
-    """The members that a batch of images belongs to."""
+class Tile(MemberTile):
+    """Members around a centre: what is their own is the centre's value and their noise."""
 
     noise: Mapping[str, Factors]
     """Of each evolving parameter, a row a pair."""
@@ -48,9 +49,42 @@ class Tile:
     sigma: Sigma
     """What the noise is multiplied by: one number, or one a parameter."""
     batch: int
-    """Images a member; those of a member lie beside each other."""
     kept: dict[object, Any] = field(default_factory=dict)
-    """What layers have made of the noise, for the tiles that share it."""
+
+    def own(self, name: str, shared: Tensor) -> Tensor:
+        """Return the members' own values of a parameter, ``[members, *shape]``."""
+        each = self.alone()
+        noise = of_members(self.noise[name], each.rows, each.signs, self.sigma_of(name))
+        return shared + noise.view(self.members, *shared.shape)
+
+    def alone(self) -> Tile:
+        """Return the tile of the same members, with one image each."""
+        if self.batch == 1:
+            return self
+        rows, signs = self.rows[:: self.batch], self.signs[:: self.batch]
+        return replace(self, rows=rows, signs=signs, batch=1)
+
+    def looked_up(self, name: str, table: Tensor, indices: Tensor) -> Tensor:
+        """Return the vectors that members look up: the centre's, and their noise."""
+        noise, sigma = self.noise[name], self.sigma_of(name)
+        return F.embedding(indices, table) + embedding_noise(
+            noise, indices, self.rows, self.signs, sigma
+        )
+
+    def scaled(
+        self,
+        x: Tensor,
+        scale: Tensor | None,
+        shift: Tensor | None,
+        names: tuple[str | None, str | None],
+    ) -> Tensor:
+        """Return ``x * scale + shift`` with each member's noise on both."""
+        ones = x.new_ones(x.shape[1], dtype=torch.float32)
+        folded = Affine(
+            ones if scale is None else scale, torch.zeros_like(ones) if shift is None else shift
+        )
+        *noise, sigma = self.vectors(*names)
+        return affine(x, None, folded, (noise[0], noise[1]), False, self.rows, self.signs, sigma)
 
     def vector(self, name: str | None) -> Tensor | None:
         """Return the noise of a vector, ``[pairs, length]``; None where there is none."""
@@ -76,13 +110,6 @@ class Tile:
             return one, other, sigma_of_other if one is None else sigma
         return *self.once((first, second), lambda: (one * sigma, other * sigma_of_other)), 1.0
 
-    def once(self, key: object, make: Callable[[], Made]) -> Made:
-        """Return what `make` returns, made once for all tiles that share the noise."""
-        if key not in self.kept:
-            self.kept[key] = make()
-        made: Made = self.kept[key]
-        return made
-
 
 @dataclass(frozen=True)
 class Names:
@@ -94,10 +121,13 @@ class Names:
     """The norm's weight."""
     shift: str | None
     """The norm's bias."""
+    mean: str | None = None
+    """The norm's statistics, which differ between members of a stack."""
+    variance: str | None = None
 
     def any(self) -> bool:
         """Return whether any of them evolves."""
-        return any(name is not None for name in (self.weight, self.bias, self.scale, self.shift))
+        return any(name is not None for name in vars(self).values())
 
 
 class MemberLayer:

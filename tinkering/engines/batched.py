@@ -1,0 +1,62 @@
+"""Engine: members with weights of their own, all of them in one product for each layer.
+
+A linear layer of many members is one batched product (``torch.baddbmm``), a small convolution a
+grouped one. That beats one member after the other as long as a member's own work is less than what
+it costs to begin with it.
+"""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from tinkering.engines.binder import Forms
+from tinkering.engines.job import Job
+from tinkering.engines.member_forward import MembersRun, members_run
+from tinkering.graph.capture import as_float32
+from tinkering.layers.stacked import StackedLayer, StackedNorm, StackedTile
+from tinkering.population import StackedPopulation
+
+_FORMS = Forms(StackedLayer, StackedNorm, buffers=True)
+
+
+def prepare(job: Job) -> MembersRun:
+    """Return what evaluates the job's members by what they have of their own.
+
+    Raises:
+        UnsupportedLayerError: the module has no such form.
+    """
+    members = job.members
+    params, buffers = members.member(0)
+    differing = members.differing
+
+    def portion(some: slice) -> MembersStack:
+        stack = cast(StackedPopulation, members[some].stack())
+        held = stack.params | stack.buffers
+        return MembersStack({name: as_float32(held[name]) for name in held if name in differing})
+
+    return members_run(job, job.own | params | buffers, differing, _FORMS, portion)
+
+
+class MembersStack:
+    """The own parameters and buffers of some members, and the tiles that they make.
+
+    Args:
+        values: ``[members, *shape]`` by name.
+    """
+
+    def __init__(self, values: dict[str, Tensor]) -> None:
+        self._values = values
+        self._kept: dict[tuple[int, int], dict[object, Any]] = {}
+
+    def tile(self, members: slice, examples: int) -> StackedTile:
+        """Return the tile of some of the members, each with so many examples."""
+        kept = self._kept.setdefault((members.start, members.stop), {})
+        values = {name: value[members] for name, value in self._values.items()}
+        device = next(iter(values.values())).device
+        rows = torch.arange(members.stop - members.start, device=device)
+        if examples > 1:
+            rows = rows.repeat_interleave(examples)
+        return StackedTile(values, rows, examples, kept)

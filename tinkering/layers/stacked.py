@@ -1,0 +1,242 @@
+"""Fused layers of members that have weights of their own: all of them in one product."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tinkering.graph.batch_axis import Placement
+from tinkering.graph.program import LINEAR, Fused, arguments
+from tinkering.graph.runner import in_plain_layout
+from tinkering.layers.centre import Affine, Values, affine
+from tinkering.layers.perturbed import Names
+from tinkering.layers.tile import MemberTile
+
+
+@dataclass(frozen=True)
+class StackedTile(MemberTile):
+    """Members of a stack."""
+
+    values: Mapping[str, Tensor]
+    """Parameters and buffers that are their own, ``[members, *shape]``."""
+    rows: Tensor
+    """``[images]``: the place of each image's member."""
+    batch: int
+    kept: dict[object, Any]
+
+    def own(self, name: str, shared: Tensor) -> Tensor:
+        """Return the members' own values of a parameter or buffer, ``[members, *shape]``."""
+        del shared
+        return self.values[name]
+
+    def alone(self) -> StackedTile:
+        """Return the tile of the same members, with one image each."""
+        return replace(self, rows=self.rows[:: self.batch], batch=1)
+
+    def looked_up(self, name: str, table: Tensor, indices: Tensor) -> Tensor:
+        """Return the vectors that members look up in their tables."""
+        del table
+        return self.values[name][self.rows.view(-1, *[1] * (indices.dim() - 1)), indices]
+
+    def scaled(
+        self,
+        x: Tensor,
+        scale: Tensor | None,
+        shift: Tensor | None,
+        names: tuple[str | None, str | None],
+    ) -> Tensor:
+        """Return ``x * scale + shift`` with each member's own."""
+        pairs = zip((scale, shift), names, (1.0, 0.0), strict=True)
+        own = [_every(self, value, name, x.shape[1], blank) for value, name, blank in pairs]
+        return scaled_by(x, None, own[0], own[1], False, self.rows)
+
+
+def scaled_by(
+    x: Tensor, residual: Tensor | None, scale: Tensor, shift: Tensor, relu: bool, rows: Tensor
+) -> Tensor:
+    """Return ``relu(x * scale + shift + residual)`` with a row of both for each member.
+
+    Args:
+        x: ``[images, channels, ...]``.
+        residual: of the same shape, or None.
+        scale: ``[members, channels]``.
+        shift: likewise.
+        relu: whether the result is rectified.
+        rows: ``[images]``: of each image's member.
+    """
+    nothing = Affine(torch.zeros_like(scale[0]), torch.zeros_like(scale[0]))
+    signs = torch.ones(len(rows), device=x.device)
+    return affine(x, residual, nothing, (scale, shift), relu, rows, signs, 1.0)
+
+
+def _every(
+    tile: MemberTile, value: Tensor | None, name: str | None, length: int, blank: float
+) -> Tensor:
+    """Return a vector of every member, ``[members, length]``, whether it is their own or not."""
+    if value is None:
+        return torch.full((tile.members, length), blank, device=tile.rows.device)
+    own = value.expand(tile.members, *value.shape) if name is None else tile.own(name, value)
+    return own.reshape(tile.members, -1).contiguous()
+
+
+class _Norm:
+    """The scale and shift of a batch norm in eval mode, for every member."""
+
+    def __init__(self, step: Fused, names: Names, values: Values) -> None:
+        norm = step.layer if step.norm is None else step.norm
+        given = arguments(norm)
+        keys = ("weight", "bias", "running_mean", "running_var")
+        own = (names.scale, names.shift, names.mean, names.variance)
+        held = (None if given[key] is None else values[given[key].name] for key in keys)
+        self._given = list(zip(held, own, (1.0, 0.0, 0.0, 1.0), strict=True))
+        self._eps = given["eps"]
+
+    def __call__(self, tile: MemberTile) -> tuple[Tensor, Tensor]:
+        """Return what members multiply by and add, ``[members, channels]`` each."""
+        mean = self._given[2][0]
+        length = 0 if mean is None else len(mean)
+        scale, shift, mean, variance = (
+            _every(tile, value, name, length, blank) for value, name, blank in self._given
+        )
+        scale = scale * torch.rsqrt(variance + self._eps)
+        return scale, shift - mean * scale
+
+
+class StackedNorm:
+    """A batch norm that stands alone, with every member's scale and shift.
+
+    The arguments are those of `StackedLayer`.
+    """
+
+    def __init__(self, step: Fused, names: Names, values: Values, dtype: torch.dtype) -> None:
+        self._norm, self._relu, self._dtype = _Norm(step, names, values), step.relu, dtype
+
+    def __call__(
+        self, overwrite: bool, tile: MemberTile, x: Tensor, residual: Tensor | None
+    ) -> Tensor:
+        """Return the norm's result for a tile."""
+        del overwrite
+        scale, shift = tile.once(self, lambda: self._norm(tile))
+        return scaled_by(x.to(self._dtype), residual, scale, shift, self._relu, tile.rows)
+
+
+class StackedLayer:
+    """A convolution or linear layer with its norm, residual and rectifier.
+
+    Args:
+        step: where it stands.
+        names: its parameters and buffers that are the members' own.
+        values: those that they share.
+        dtype: of the computation.
+        placement: where the images are in its input.
+    """
+
+    def __init__(
+        self,
+        step: Fused,
+        names: Names,
+        values: Values,
+        dtype: torch.dtype,
+        placement: Placement,
+    ) -> None:
+        self._weight = values[step.given["weight"].name]
+        bias = step.given["bias"]
+        self._bias = None if bias is None else values[bias.name]
+        self._names, self._dtype, self._placement = names, dtype, placement
+        self._norm = None if step.norm is None else _Norm(step, names, values)
+        self._relu = step.relu
+        self._product: Callable[[Tensor, Tensor, Tensor, int], Tensor] = (
+            _linear if step.layer.target is LINEAR else _Convolution(step)
+        )
+
+    def __call__(
+        self, overwrite: bool, tile: MemberTile, x: Tensor, residual: Tensor | None
+    ) -> Tensor:
+        """Return the layer's result for a tile.
+
+        Args:
+            overwrite: whether the residual's memory may hold the result.
+            tile: the members.
+            x: the layer's input.
+            residual: added before the rectifier.
+        """
+        del overwrite  # the product is a tensor of its own
+        images = len(tile.rows)
+        if not self._placement.is_first:
+            x = self._placement.first(x, images)
+            residual = None if residual is None else self._placement.first(residual, images)
+        weight, shift = tile.once(self, lambda: self._folded(tile))
+        out = self._product(x.to(self._dtype), weight, shift, tile.members)
+        if residual is not None:
+            out += residual
+        out = out.relu_() if self._relu else out
+        return out if self._placement.is_first else self._placement.back(out)
+
+    def _folded(self, tile: MemberTile) -> tuple[Tensor, Tensor]:
+        """Return the members' weights ``[members, *shape]`` and shifts ``[members, out]``."""
+        names, weight = self._names, self._weight
+        own = tile.own(names.weight, weight) if names.weight else weight.unsqueeze(0)
+        shift = _every(tile, self._bias, names.bias, len(weight), 0.0)
+        if self._norm is not None:
+            scale, offset = self._norm(tile)
+            shift = torch.addcmul(offset, shift, scale)
+            own = own * scale.view(*scale.shape, *[1] * (weight.dim() - 1))
+        own = own.expand(tile.members, *weight.shape)
+        return own.to(self._dtype), shift.to(self._dtype)
+
+
+def _linear(x: Tensor, weight: Tensor, shift: Tensor, members: int) -> Tensor:
+    rows = x.reshape(members, -1, x.shape[-1])
+    out = torch.baddbmm(shift.unsqueeze(1), rows, weight.mT)
+    return out.view(*x.shape[:-1], -1)
+
+
+_FEW = 1 << 21
+"""Multiplications of a member's convolution: below that, the call of one of its own costs more
+than groups that are computed badly."""
+
+
+class _Convolution:
+    """Members' convolutions: groups of one, or one after the other.
+
+    oneDNN has no fast form for groups with many examples: a member's own call is faster where it
+    has enough to do.
+    """
+
+    def __init__(self, step: Fused) -> None:
+        given = step.given
+        self._walk = tuple(list(given[key]) for key in ("stride", "padding", "dilation"))
+        self._groups: int = given["groups"]
+        axes = len(self._walk[0])
+        self._convolve: Callable[..., Tensor] = (F.conv1d, F.conv2d, F.conv3d)[axes - 1]
+        size = [each for each in step.layer.meta["val"].shape if isinstance(each, int)]
+        pixels = torch.Size(size[1:]).numel()
+        self._pixels = pixels
+
+    def __call__(self, x: Tensor, weight: Tensor, shift: Tensor, members: int) -> Tensor:
+        """Return ``[images, out, ...]``.
+
+        Args:
+            x: ``[images, in, ...]``.
+            weight: ``[members, out, in / groups, *kernel]``.
+            shift: ``[members, out]``.
+            members: that the images belong to.
+        """
+        examples = len(x) // members
+        if examples > 1 and examples * self._pixels * weight[0].numel() >= _FEW:
+            pairs = zip(x.view(members, examples, *x.shape[1:]), weight, shift, strict=True)
+            alone = [self._convolve(one, *own, *self._walk, self._groups) for one, *own in pairs]
+            return torch.cat(alone)
+        # [members * examples, channels, ...] -> [examples, members * channels, ...]
+        apart = in_plain_layout(x).view(members, examples, *x.shape[1:])
+        beside = apart.transpose(0, 1).flatten(1, 2)
+        groups = members * self._groups
+        bias = shift.flatten()
+        out = self._convolve(beside, weight.flatten(0, 1), bias, *self._walk, groups)
+        apart = out.view(examples, members, -1, *out.shape[2:])
+        return apart.transpose(0, 1).flatten(0, 1)
