@@ -92,6 +92,8 @@ class Binder:
         self._with_examples = _behind(captured.graph, inputs)
         theirs = {node for node in captured.graph.nodes if self.name(node) is not None}
         self._theirs = _behind(captured.graph, theirs)
+        self.is_unusual = False
+        """Whether it is to be tried that members have no influence on each other."""
         self.built: dict[str, str] = {}
         """Parameters and buffers that are built for members, and for which operation."""
         self.layers = {
@@ -116,18 +118,30 @@ class Binder:
 
     def placement(self, argument: fx.Node) -> Placement | None:
         """Return where the images are in a value; None where it cannot be told."""
-        return place_images(argument, self._images)
+        found = place_images(argument, self._images)
+        if found is not None and not found.outer == found.inner == 1:
+            self.is_unusual = True
+        return found
 
-    def linear(self, weight: fx.Node, bias: fx.Node | None) -> Linear:
-        """Return what computes a linear layer of members for ``[images, ..., features]``."""
+    def linear(self, weight: fx.Node, bias: fx.Node | None, transposed: bool = False) -> Linear:
+        """Return what computes a linear layer of members for ``[images, ..., features]``.
+
+        Args:
+            weight: the parameter.
+            bias: likewise, or None.
+            transposed: whether the weight is ``[in, out]``.
+        """
         graph = fx.Graph()
         given = [graph.placeholder(node.name) for node in (weight, bias) if node is not None]
         node = graph.call_function(LINEAR, (graph.placeholder("x"), *given))
         step = Fused(node, None, None, False, node)
-        names = Names(self.name(weight), self.name(bias), None, None)
+        names = Names(self.name(weight), self.name(bias), None, None, transposed=transposed)
+        values = self._values
+        if transposed:
+            values = {**values, weight.name: values[weight.name].t()}
         if not names.any():
-            return partial(_of_all, layer(step, self._values, self._dtype))
-        call = self._forms.layer(step, names, self._values, self._dtype, Placement(0))
+            return partial(_of_all, layer(step, values, self._dtype))
+        call = self._forms.layer(step, names, values, self._dtype, Placement(0))
         return partial(_of_each, call)
 
     def _layer(self, step: Fused, program: Program) -> Call:
@@ -171,7 +185,9 @@ class Binder:
             return self._lifted(node)
         if placement.is_first or member.anywhere:
             return member.call
-        return partial(_moved, member.call, placement) if member.moves else self._lifted(node)
+        if not member.moves:
+            return self._lifted(node)
+        return partial(_moved, member.call, member.at, placement)
 
     def _where(self, member: MemberNode) -> Placement | None:
         """Return where the images are that a form reads; what has none is one image a member."""
@@ -192,6 +208,7 @@ class Binder:
             made = Lifted(node, kinds, self._images)
         except ValueError as error:
             self._refuse(node, f"{node.target} ({error})")
+        self.is_unusual = True
         for name in self._own_inputs(node):
             self.built[name] = str(node.target)
         return made
@@ -258,12 +275,13 @@ def _shared(
 
 def _moved(
     call: Callable[..., Any],
+    at: int,
     placement: Placement,
     tile: MemberTile,
-    x: Tensor,
-    *rest: Any,
+    *given: Any,
     **options: Any,
 ) -> Any:
     """Return what an operation makes of images along the first axis, back in their place."""
-    images = len(tile.rows)
-    return placement.back(call(tile, placement.first(x, images), *rest, **options))
+    values = list(given)
+    values[at] = placement.first(values[at], len(tile.rows))
+    return placement.back(call(tile, *values, **options))

@@ -169,10 +169,8 @@ class MembersRun:
 
 
 @torch.no_grad()
-def couples_members(job: Job, forward: MemberForward, portion: Callable[[slice], Portion]) -> bool:
+def _couples_members(job: Job, forward: MemberForward, portion: Callable[[slice], Portion]) -> bool:
     """Return whether a member's result depends on the members beside it."""
-    if not job.network.coupled:
-        return False
     # Several: with two, an influence on the image two places away would not be seen.
     members = slice(0, min(8, job.batch.members))
     few = next(job.batch.of_members(members).of_examples(4))
@@ -226,7 +224,8 @@ def members_run(
     values = job.program.captured.values(state)
     binder = Binder(job.program, values, own, forms, job.dtype)
     forward = MemberForward(job.program, values, binder)
-    if couples_members(job, forward, portion):
+    tried = job.network.coupled or binder.is_unusual
+    if tried and _couples_members(job, forward, portion):
         operation = "its forward (the examples of a batch are not independent)"
         raise UnsupportedLayerError(name, operation)
     built = sum(state[each].numel() for each in binder.built) * torch.float32.itemsize

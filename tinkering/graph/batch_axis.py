@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, fx
@@ -68,25 +68,37 @@ def place_images(node: fx.Node, images: fx.Node) -> Placement | None:
         node: any node of a graph that ``torch.export`` captured for any number of images.
         images: the placeholder of the images.
     """
-    found = place_sizes(_shape(node), images)
-    if found is not None:
-        return found
-    count = str(images.meta["val"].shape[0])
-    sizes = [str(size) for size in _shape(node)]
-    if node.target not in _MERGES or count in sizes:
+    if "placement" not in node.meta:
+        found = place_sizes(_shape(node), images)
+        node.meta["placement"] = _followed(node, images) if found is None else found
+    placement: Placement | None = node.meta["placement"]
+    return placement
+
+
+def _followed(node: fx.Node, images: fx.Node) -> Placement | None:
+    """Return where the images are on an axis that counts more than images, from its sources.
+
+    [7, images, 4] -> [7 * images, 4]: what stood before the images now lies outside them.
+    """
+    shape = _shape(node)
+    merged = [axis for axis, size in enumerate(shape) if not isinstance(size, int)]
+    if len(merged) != 1:
         return None
-    source = node.all_input_nodes[0]
-    before = [str(size) for size in _shape(source)]
-    merged = [axis for axis, size in enumerate(_shape(node)) if not isinstance(size, int)]
-    if before.count(count) != 1 or len(merged) != 1:
-        return None
-    # [7, images, 4] -> [7 * images, 4]: what stood before the images now lies outside them.
-    at, axis = before.index(count), merged[0]
-    left, right = _shape(source)[:at], _shape(source)[at + 1 :]
-    outside, inside = _shape(node)[:axis], _shape(node)[axis + 1 :]
-    outer, rest = divmod(_product(left), _product(outside))
-    inner, more = divmod(_product(right), _product(inside))
-    return None if rest or more else Placement(axis, outer, inner)
+    axis, found = merged[0], set()
+    for source in node.all_input_nodes:
+        before = place_images(source, images) if _shape(source) else None
+        if before is None:
+            continue
+        sizes = _shape(source)
+        if node.target in _MERGES:
+            left = _product(sizes[: before.axis]) * before.outer
+            right = _product(sizes[before.axis + 1 :]) * before.inner
+            outer, rest = divmod(left, _product(shape[:axis]))
+            inner, more = divmod(right, _product(shape[axis + 1 :]))
+            found.add(None if rest or more else Placement(axis, outer, inner))
+        elif str(sizes[before.axis]) == str(shape[axis]):
+            found.add(replace(before, axis=axis))
+    return found.pop() if len(found) == 1 else None
 
 
 def place_sizes(shape: Sequence[int | torch.SymInt], images: fx.Node) -> Placement | None:

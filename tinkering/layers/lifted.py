@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, fx
 from torch.utils import _pytree
 
-from tinkering.graph.batch_axis import Placement, count_of, place_sizes
+from tinkering.graph.batch_axis import Placement, count_of, place_images, place_sizes
 from tinkering.layers.tile import MemberTile
 
 
@@ -67,7 +67,7 @@ class Lifted:
         leaves = _pytree.tree_leaves((tuple(node.args), dict(node.kwargs)))
         self._kinds = [kinds.get(leaf) if isinstance(leaf, fx.Node) else None for leaf in leaves]
         self._images = images
-        self._loops = False
+        self._loops = not _has_rule(node.target)
         has_examples = any(isinstance(kind, Images | Count) for kind in self._kinds)
         self._back = _places(node, images) if has_examples else None
 
@@ -107,14 +107,23 @@ class Lifted:
 
         stacked = [values[at] for at in own]
         if not self._loops:
-            # What vmap has no rule for, or one that is slower than a loop, is said in its own way.
-            with suppress(RuntimeError, NotImplementedError, ValueError):
+            with suppress(RuntimeError):  # a rule need not hold for all arguments
                 return torch.vmap(called)(*stacked)
             self._loops = True
         alone = [called(*(value[at] for value in stacked)) for at in range(members)]
         if isinstance(alone[0], Tensor):
             return torch.stack(alone)
         return tuple(torch.stack(each) for each in zip(*alone, strict=True))
+
+
+def _has_rule(target: Any) -> bool:
+    """Return whether vmap has a rule for an operation: without, it loops, and warns of that."""
+    schema = getattr(target, "_schema", None)
+    if schema is None:
+        return False
+    name = f"{schema.name}.{schema.overload_name}".rstrip(".")
+    keys = ("FuncTorchBatched", "FuncTorchBatchedDecomposition")
+    return any(torch._C._dispatch_has_kernel_for_dispatch_key(name, key) for key in keys)
 
 
 def _of_members(tile: MemberTile, value: Any, kind: Own | Made | Images) -> Tensor:
@@ -129,8 +138,10 @@ def _of_members(tile: MemberTile, value: Any, kind: Own | Made | Images) -> Tens
 
 def _places(node: fx.Node, images: fx.Node) -> list[Placement]:
     made = node.meta["val"]
-    values = made if isinstance(made, list | tuple) else [made]
-    places = [place_sizes(value.shape, images) for value in values]
+    if isinstance(made, list | tuple):
+        places = [place_sizes(value.shape, images) for value in made]
+    else:
+        places = [place_images(node, images)]
     known = [place for place in places if place is not None]
     if len(known) != len(places):
         raise ValueError("the examples cannot be told apart in its result")

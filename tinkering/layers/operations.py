@@ -32,7 +32,9 @@ class Binder(Protocol):
     def placement(self, argument: fx.Node) -> Placement | None:
         """Return where the images are in a value; None where it cannot be told."""
 
-    def linear(self, weight: fx.Node, bias: fx.Node | None) -> recurrent.Linear:
+    def linear(
+        self, weight: fx.Node, bias: fx.Node | None, transposed: bool = False
+    ) -> recurrent.Linear:
         """Return what computes a linear layer of members for ``[images, ..., features]``."""
 
 
@@ -43,6 +45,8 @@ class MemberNode:
     call: Callable[..., Any]
     reads: fx.Node
     """The argument that holds the images."""
+    at: int = 0
+    """Its position."""
     moves: bool = False
     """Whether images may be handed to it along the first axis, and moved back after."""
     anywhere: bool = False
@@ -67,7 +71,7 @@ def embedding(node: fx.Node, binder: Binder) -> MemberNode | None:
 
     if binder.placement(given["indices"]) is None:  # such as positions: the same in all examples
         return MemberNode(of_constants, given["indices"], alone=True)
-    return MemberNode(call, given["indices"])
+    return MemberNode(call, given["indices"], 1, moves=True)
 
 
 def layer_norm(node: fx.Node, binder: Binder) -> MemberNode:
@@ -158,6 +162,29 @@ def arithmetic(node: fx.Node, binder: Binder) -> MemberNode | None:
     return MemberNode(call, data)
 
 
+def product(node: fx.Node, binder: Binder) -> MemberNode | None:
+    """Return the member-wise form of ``x @ weight``, perhaps with a bias; None for others."""
+    given = arguments(node)
+    keys = ("mat1", "mat2") if node.target is _aten.addmm.default else ("self", "other")
+    keys = ("self", "mat2") if node.target is _aten.mm.default else keys
+    x, weight = (given[key] for key in keys)
+    bias = given["self"] if node.target is _aten.addmm.default else None
+    is_plain = given.get("beta", 1) == given.get("alpha", 1) == 1
+    if binder.name(weight) is None or binder.name(x) or not is_plain:
+        return None
+    if weight.meta["val"].dim() != 2 or x.meta["val"].dim() < 2:
+        return None
+    if bias is not None and (bias.op != "placeholder" or bias.meta["val"].dim() != 1):
+        return None
+    linear = binder.linear(weight, bias, transposed=True)
+
+    def call(tile: MemberTile, *operands: Tensor, **_: Any) -> Tensor:
+        return linear(tile, operands[at])
+
+    at = 0 if bias is None else 1
+    return MemberNode(call, x, at, moves=True)
+
+
 def cell(step: recurrent.Step, node: fx.Node, binder: Binder) -> MemberNode | None:
     """Return the member-wise form of a recurrent cell."""
     given = arguments(node)
@@ -213,6 +240,7 @@ _aten = torch.ops.aten
 Form = Callable[[fx.Node, Binder], MemberNode | None]
 NODES: dict[Any, Form] = {
     _aten.add.Tensor: arithmetic,
+    _aten.addmm.default: product,
     _aten.embedding.default: embedding,
     _aten.group_norm.default: group_norm,
     _aten.gru.input: partial(sequence, recurrent.gru),
@@ -220,6 +248,8 @@ NODES: dict[Any, Form] = {
     _aten.layer_norm.default: layer_norm,
     _aten.lstm.input: partial(sequence, recurrent.lstm),
     _aten.lstm_cell.default: partial(cell, recurrent.lstm),
+    _aten.matmul.default: product,
+    _aten.mm.default: product,
     _aten.mul.Tensor: arithmetic,
     _aten.rnn_relu.input: partial(sequence, recurrent.rnn_relu),
     _aten.rnn_relu_cell.default: partial(cell, recurrent.rnn_relu),

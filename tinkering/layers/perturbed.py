@@ -124,10 +124,12 @@ class Names:
     mean: str | None = None
     """The norm's statistics, which differ between members of a stack."""
     variance: str | None = None
+    transposed: bool = False
+    """Whether the weight's parameter is ``[in, out]``."""
 
     def any(self) -> bool:
         """Return whether any of them evolves."""
-        return any(name is not None for name in vars(self).values())
+        return any(isinstance(name, str) for name in vars(self).values())
 
 
 class MemberLayer:
@@ -238,7 +240,10 @@ class MemberLayer:
         return Correction(shape, layer_noise(self._weight_noise(tile), scale, shift, shift_scale))
 
     def _weight_noise(self, tile: Tile) -> Factors | None:
-        return None if self._names.weight is None else tile.noise[self._names.weight]
+        if self._names.weight is None:
+            return None
+        noise = tile.noise[self._names.weight]
+        return noise.transposed() if self._names.transposed else noise
 
     def _grouped(
         self,

@@ -181,6 +181,7 @@ class StackedLayer:
         """Return the members' weights ``[members, *shape]`` and shifts ``[members, out]``."""
         names, weight = self._names, self._weight
         own = tile.own(names.weight, weight) if names.weight else weight.unsqueeze(0)
+        own = own.mT if names.weight and names.transposed else own
         shift = _every(tile, self._bias, names.bias, len(weight), 0.0)
         if self._norm is not None:
             scale, offset = self._norm(tile)

@@ -26,6 +26,9 @@ class Factors(Protocol):
     def weighted_sum(self, weights: Float[Tensor, " rows"]) -> Float[Tensor, "*shape"]:
         """Return ``sum_i weights[i] * dense()[i]`` without building `dense`."""
 
+    def transposed(self) -> Factors:
+        """Return the noise of a matrix as that of its transpose."""
+
 
 def on_device(factors: Factors, device: torch.device) -> Factors:
     """Return the same noise on another device."""
@@ -54,6 +57,10 @@ class DenseFactors:
         """Return ``sum_i weights[i] * dense()[i]``."""
         product: Tensor = torch.tensordot(weights, self.values, dims=1)
         return product
+
+    def transposed(self) -> DenseFactors:
+        """Return the noise of a matrix as that of its transpose."""
+        return DenseFactors(self.values.mT)
 
 
 @dataclass(frozen=True)
@@ -90,6 +97,10 @@ class LowRankFactors:
         product = (left.flatten(1).T @ right).view(*left.shape[1:], right.shape[1])
         return product.movedim((-2, -1), (0, 1)).contiguous()  # [*kernel, out, in] before
 
+    def transposed(self) -> LowRankFactors:
+        """Return the noise of a matrix as that of its transpose."""
+        return LowRankFactors(self.right, self.left)
+
 
 @dataclass(frozen=True)
 class SeparableFactors:
@@ -125,3 +136,7 @@ class SeparableFactors:
     def weighted_sum(self, weights: Tensor) -> Tensor:
         """Return ``sum_i weights[i] * dense()[i]``."""
         return self.low_rank().weighted_sum(weights)
+
+    def transposed(self) -> SeparableFactors:
+        """Return the noise of a matrix as that of its transpose."""
+        return SeparableFactors(self.right, self.taps, self.left)
