@@ -7,7 +7,7 @@ it costs to begin with it.
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -49,14 +49,21 @@ class MembersStack:
 
     def __init__(self, values: dict[str, Tensor]) -> None:
         self._values = values
-        self._kept: dict[tuple[int, int], dict[object, Any]] = {}
+        self._tiles: dict[tuple[int, int], StackedTile] = {}
 
     def tile(self, members: slice, examples: int) -> StackedTile:
         """Return the tile of some of the members, each with so many examples."""
-        kept = self._kept.setdefault((members.start, members.stop), {})
+        key = members.start, members.stop
+        known = self._tiles.get(key)
+        if known is not None and known.batch == examples:
+            return known
         values = {name: value[members] for name, value in self._values.items()}
         device = next(iter(values.values())).device
         rows = torch.arange(members.stop - members.start, device=device)
         if examples > 1:
             rows = rows.repeat_interleave(examples)
-        return StackedTile(values, rows, examples, kept)
+        # What layers have made of weights is the same for batches of any size.
+        kept = {} if known is None else known.kept
+        tile = StackedTile(values, rows, examples, kept, torch.ones(len(rows), device=device))
+        self._tiles[key] = tile
+        return tile

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from tinkering.graph.runner import in_plain_layout
 from tinkering.layers.centre import Affine, Values, affine
 from tinkering.layers.perturbed import Names
 from tinkering.layers.tile import MemberTile
+from tinkering.native import correction as native
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,8 @@ class StackedTile(MemberTile):
     """``[images]``: the place of each image's member."""
     batch: int
     kept: dict[object, Any]
+    signs: Tensor
+    """``[images]``: ones."""
 
     def own(self, name: str, shared: Tensor) -> Tensor:
         """Return the members' own values of a parameter or buffer, ``[members, *shape]``."""
@@ -36,7 +40,8 @@ class StackedTile(MemberTile):
 
     def alone(self) -> StackedTile:
         """Return the tile of the same members, with one image each."""
-        return replace(self, rows=self.rows[:: self.batch], batch=1)
+        rows, signs = self.rows[:: self.batch], self.signs[:: self.batch]
+        return replace(self, rows=rows, signs=signs, batch=1)
 
     def looked_up(self, name: str, table: Tensor, indices: Tensor) -> Tensor:
         """Return the vectors that members look up in their tables."""
@@ -53,11 +58,11 @@ class StackedTile(MemberTile):
         """Return ``x * scale + shift`` with each member's own."""
         pairs = zip((scale, shift), names, (1.0, 0.0), strict=True)
         own = [_every(self, value, name, x.shape[1], blank) for value, name, blank in pairs]
-        return scaled_by(x, None, own[0], own[1], False, self.rows)
+        return scaled_by(x, None, own[0], own[1], False, self)
 
 
 def scaled_by(
-    x: Tensor, residual: Tensor | None, scale: Tensor, shift: Tensor, relu: bool, rows: Tensor
+    x: Tensor, residual: Tensor | None, scale: Tensor, shift: Tensor, relu: bool, tile: MemberTile
 ) -> Tensor:
     """Return ``relu(x * scale + shift + residual)`` with a row of both for each member.
 
@@ -67,11 +72,10 @@ def scaled_by(
         scale: ``[members, channels]``.
         shift: likewise.
         relu: whether the result is rectified.
-        rows: ``[images]``: of each image's member.
+        tile: the members.
     """
     nothing = Affine(torch.zeros_like(scale[0]), torch.zeros_like(scale[0]))
-    signs = torch.ones(len(rows), device=x.device)
-    return affine(x, residual, nothing, (scale, shift), relu, rows, signs, 1.0)
+    return affine(x, residual, nothing, (scale, shift), relu, tile.rows, tile.signs, 1.0)
 
 
 def _every(
@@ -122,7 +126,7 @@ class StackedNorm:
         """Return the norm's result for a tile."""
         del overwrite
         scale, shift = tile.once(self, lambda: self._norm(tile))
-        return scaled_by(x.to(self._dtype), residual, scale, shift, self._relu, tile.rows)
+        return scaled_by(x.to(self._dtype), residual, scale, shift, self._relu, tile)
 
 
 class StackedLayer:
@@ -150,8 +154,8 @@ class StackedLayer:
         self._names, self._dtype, self._placement = names, dtype, placement
         self._norm = None if step.norm is None else _Norm(step, names, values)
         self._relu = step.relu
-        self._product: Callable[[Tensor, Tensor, Tensor, int], Tensor] = (
-            _linear if step.layer.target is LINEAR else _Convolution(step)
+        self._make: Callable[[Tensor, Tensor], _Products] = (
+            _Linear if step.layer.target is LINEAR else partial(_Convolution, step)
         )
 
     def __call__(
@@ -170,8 +174,10 @@ class StackedLayer:
         if not self._placement.is_first:
             x = self._placement.first(x, images)
             residual = None if residual is None else self._placement.first(residual, images)
-        weight, shift = tile.once(self, lambda: self._folded(tile))
-        out = self._product(x.to(self._dtype), weight, shift, tile.members)
+        products = tile.kept.get(self)
+        if products is None:
+            products = tile.once(self, lambda: self._make(*self._folded(tile)))
+        out = products(x.to(self._dtype), tile)
         if residual is not None:
             out += residual
         out = out.relu_() if self._relu else out
@@ -191,10 +197,44 @@ class StackedLayer:
         return own.to(self._dtype), shift.to(self._dtype)
 
 
-def _linear(x: Tensor, weight: Tensor, shift: Tensor, members: int) -> Tensor:
-    rows = x.reshape(members, -1, x.shape[-1])
-    out = torch.baddbmm(shift.unsqueeze(1), rows, weight.mT)
-    return out.view(*x.shape[:-1], -1)
+_Products = Callable[[Tensor, MemberTile], Tensor]
+"""What members' layers make of ``[images, ...]``."""
+
+_FEW_ROWS = 2
+"""Rows a member, for which a batched product is no more than a walk over its weights."""
+
+
+class _Linear:
+    """Members' linear layers.
+
+    Args:
+        weight: ``[members, out, in]``.
+        shift: ``[members, out]``.
+    """
+
+    def __init__(self, weight: Tensor, shift: Tensor) -> None:
+        self._weight, self._shift = weight.mT, shift.unsqueeze(1)
+
+    def __call__(self, x: Tensor, tile: MemberTile) -> Tensor:
+        """Return ``[images, ..., out]``."""
+        if x.dim() == 2 and tile.batch <= _FEW_ROWS and native.available(x):
+            x = x.contiguous()
+            out = torch.empty(len(x), self._weight.shape[2], dtype=x.dtype)
+            # A centre of nothing, and the weights as what members add to it.
+            self._rows.write(x, None, out, tile.rows, tile.signs)
+            return out
+        rows = x.reshape(tile.members, -1, x.shape[-1])
+        out = torch.baddbmm(self._shift, rows, self._weight)
+        return out.view(*x.shape[:-1], -1)
+
+    @cached_property
+    def _rows(self) -> native.Correction:
+        members, inputs, outputs = self._weight.shape
+        left = self._weight.float().contiguous().view(members, inputs, 1, outputs)
+        ones = torch.ones(outputs)
+        shift = self._shift.squeeze(1).float().contiguous()
+        noise = native.LayerNoise(left, None, None, ones, shift, ones)
+        return native.Correction(native.Shape(inputs, outputs, (1, 1), (1, 1)), noise)
 
 
 _FEW = 1 << 21
@@ -209,7 +249,8 @@ class _Convolution:
     has enough to do.
     """
 
-    def __init__(self, step: Fused) -> None:
+    def __init__(self, step: Fused, weight: Tensor, shift: Tensor) -> None:
+        self._weight, self._shift = weight, shift
         given = step.given
         self._walk = tuple(list(given[key]) for key in ("stride", "padding", "dilation"))
         self._groups: int = given["groups"]
@@ -219,25 +260,18 @@ class _Convolution:
         pixels = torch.Size(size[1:]).numel()
         self._pixels = pixels
 
-    def __call__(self, x: Tensor, weight: Tensor, shift: Tensor, members: int) -> Tensor:
-        """Return ``[images, out, ...]``.
-
-        Args:
-            x: ``[images, in, ...]``.
-            weight: ``[members, out, in / groups, *kernel]``.
-            shift: ``[members, out]``.
-            members: that the images belong to.
-        """
-        examples = len(x) // members
+    def __call__(self, x: Tensor, tile: MemberTile) -> Tensor:
+        """Return ``[images, out, ...]``."""
+        members, examples, weight = tile.members, tile.batch, self._weight
         if examples > 1 and examples * self._pixels * weight[0].numel() >= _FEW:
-            pairs = zip(x.view(members, examples, *x.shape[1:]), weight, shift, strict=True)
+            apart = x.reshape(members, examples, *x.shape[1:])
+            pairs = zip(apart, weight, self._shift, strict=True)
             alone = [self._convolve(one, *own, *self._walk, self._groups) for one, *own in pairs]
             return torch.cat(alone)
         # [members * examples, channels, ...] -> [examples, members * channels, ...]
         apart = in_plain_layout(x).view(members, examples, *x.shape[1:])
         beside = apart.transpose(0, 1).flatten(1, 2)
-        groups = members * self._groups
-        bias = shift.flatten()
+        groups, bias = members * self._groups, self._shift.flatten()
         out = self._convolve(beside, weight.flatten(0, 1), bias, *self._walk, groups)
         apart = out.view(examples, members, -1, *out.shape[2:])
         return apart.transpose(0, 1).flatten(0, 1)

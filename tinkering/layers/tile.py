@@ -19,6 +19,8 @@ class MemberTile(ABC):
 
     rows: Tensor
     """``[images]``: the row of what is the members' own that belongs to each image."""
+    signs: Tensor
+    """``[images]``: what that is multiplied by."""
     batch: int
     """Images a member."""
     kept: dict[object, Any]

@@ -366,22 +366,46 @@ Terms terms_of(const Layer& l, const Walk& w) {
 
 // V outputs of a row of features, or one: what it was, and what its member adds.
 template <typename F, typename Load>
-inline __attribute__((always_inline)) F corrected(const Layer& l, int o, const float* left,
-                                                  const float* sums, const float* shift,
-                                                  float sign, Load from) {
+inline __attribute__((always_inline)) F corrected(const Layer& l, int rank, int o,
+                                                  const float* left, const float* sums,
+                                                  const float* shift, float sign, Load from) {
   F sum = {};
-  for (int r = 0; r < l.rank; ++r) sum += from(left + int64_t(r) * l.outputs + o) * sums[r];
-  if (l.rank) sum *= from(l.scale + o);
+  for (int r = 0; r < rank; ++r) sum += from(left + int64_t(r) * l.outputs + o) * sums[r];
+  if (rank) sum *= from(l.scale + o);
   if (shift) sum += from(shift + o) * from(l.shift_scale + o) * sign;
   return sum;
+}
+
+// Planes that are the channels, as weights of a member's own or dense noise: too many for sums
+// of a few outputs each, so all outputs are summed at once and the planes walked as they lie.
+template <int V>
+void sum_planes(const float* left, const float* sums, int rank, int outputs, float* total) {
+  typedef typename Lanes<V>::F F;
+  std::memset(total, 0, outputs * sizeof(float));
+  int r = 0;
+  for (; r + 4 <= rank; r += 4, left += 4 * int64_t(outputs)) {
+    const float *a = left, *b = a + outputs, *c = b + outputs, *d = c + outputs;
+    const float p = sums[r], q = sums[r + 1], s = sums[r + 2], t = sums[r + 3];
+    int o = 0;
+    for (; o + V <= outputs; o += V) {
+      const F more = load<V>(a + o) * p + load<V>(b + o) * q + load<V>(c + o) * s +
+                     load<V>(d + o) * t;
+      store<V>(total + o, load<V>(total + o) + more);
+    }
+    for (; o < outputs; ++o) total[o] += a[o] * p + b[o] * q + c[o] * s + d[o] * t;
+  }
+  for (; r < rank; ++r, left += outputs)
+    for (int o = 0; o < outputs; ++o) total[o] += left[o] * sums[r];
 }
 
 // An image of a single pixel, as a row of features is: nothing is prepared for others.
 template <int V, typename T>
 void correct_rows(const Layer& l, const T* x, const T* residual, T* out, const int64_t* rows,
                   const float* signs, int64_t images) {
-  static thread_local std::vector<float> sums;
+  static thread_local std::vector<float> sums, totals;
+  const bool dense = l.left && !l.right;
   sums.resize(l.rank + 1);
+  totals.resize(l.outputs);
   float* const sum = sums.data();
   for (int64_t n = 0; n < images; ++n, x += l.channels, out += l.outputs) {
     const float sign = signs[n];
@@ -391,14 +415,19 @@ void correct_rows(const Layer& l, const T* x, const T* residual, T* out, const i
     for (int r = 0; r < l.rank; ++r)
       sum[r] = sign * (right ? dot<V>(x, right + int64_t(r) * l.channels, l.channels)
                              : widen(x[r]));
+    int rank = l.rank;
+    if (dense) {  // what is left to be summed is one plane, as it is
+      sum_planes<V>(left, sum, rank, l.outputs, totals.data());
+      left = totals.data(), rank = 1, sum[0] = 1.0f;
+    }
     int o = 0;
     for (; o + V <= l.outputs; o += V) {
       auto value = corrected<typename Lanes<V>::F>(
-          l, o, left, sum, shift, sign, [](const float* from) { return load<V>(from); });
+          l, rank, o, left, sum, shift, sign, [](const float* from) { return load<V>(from); });
       store<V>(out + o, residual ? value + load<V>(residual + o) : value);
     }
     for (; o < l.outputs; ++o) {
-      float value = corrected<float>(l, o, left, sum, shift, sign,
+      float value = corrected<float>(l, rank, o, left, sum, shift, sign,
                                      [](const float* from) { return *from; });
       if (residual) value += widen(residual[o]);
       store_some<V>(out + o, typename Lanes<V>::F{value}, 1);
