@@ -1,0 +1,75 @@
+"""Which engine every network of the zoo gets: ``python tests/evaluation/zoo_table.py``.
+
+It writes the table of docs/modules.md anew, from what `bind` chooses.
+"""
+
+import warnings
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import torch
+from torch import nn
+from zoo import SEES, ZOO, Entry
+
+from tinkering import LowRank, PerturbedPopulation, UnsupportedLayerError, bind
+
+PAGE = Path(__file__).parents[2] / "docs" / "modules.md"
+MEMBERS, EXAMPLES = 4, 2
+BEGIN, END = "<!-- The table: tests/evaluation/zoo_table.py writes it. -->\n", "\n<!-- Its end. -->"
+HEADING = """
+| network | called with | perturbed members | stacked members | what has no member-wise form |
+|---|---|---|---|---|
+"""
+
+
+@dataclass(frozen=True)
+class Case:
+    """A network of the zoo, members around it, and examples of each member's own."""
+
+    entry: Entry
+    model: nn.Module
+    perturbed: PerturbedPopulation
+    inputs: tuple
+
+    def bound(self, population, engine="auto"):
+        """Return the population bound, whatever is said of its engine."""
+        kwargs = dict(self.entry.kwargs)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return bind(self.model, population, self.inputs, kwargs, in_dims=(0, 0), engine=engine)
+
+    def lacking(self):
+        """Return the operation that keeps members out of one pass, "" if none does."""
+        try:
+            self.bound(self.perturbed, "factored")
+        except UnsupportedLayerError as error:
+            parameters, operation = error.args
+            return f"{operation.removesuffix('.default')}, of {parameters.split(', ')[0]}"
+        return ""
+
+
+@cache
+def case_for(name):
+    """Return a network with members, made once."""
+    entry = ZOO[name]
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.manual_seed(0)
+        model = entry.build().eval()
+        drawn = [SEES[entry.sees](EXAMPLES) for _ in range(MEMBERS)]
+    inputs = tuple(torch.stack(each) for each in zip(*drawn, strict=True))
+    return Case(entry, model, PerturbedPopulation(model, MEMBERS, 0.05, LowRank(1)), inputs)
+
+
+def row(name):
+    """Return a network's line of the table."""
+    case = case_for(name)
+    engines = [case.bound(of).plan.engine for of in (case.perturbed, case.perturbed.stack())]
+    return f"| {' | '.join([name, case.entry.sees, *engines, case.lacking()])} |"
+
+
+if __name__ == "__main__":
+    before, rest = PAGE.read_text().split(BEGIN)
+    after = rest.split(END)[1]
+    PAGE.write_text(f"{before}{BEGIN}{HEADING}{chr(10).join(map(row, ZOO))}\n{END}{after}")
