@@ -10,6 +10,7 @@ import multiprocessing
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,17 +22,24 @@ _ways: dict[str, Callable[[], object]] = {}
 """What a process has been set up to do."""
 
 
-def plain_vmap(models: list[nn.Module], x: Tensor) -> Callable[[], Tensor]:
-    """Return the call that PyTorch's tutorial on ensembles has: vmap over a functional call."""
+def plain_vmap(
+    models: list[nn.Module], *inputs: Tensor, in_dim: int | None = None
+) -> Callable[[], Any]:
+    """Return the call that PyTorch's tutorial on ensembles has: vmap over a functional call.
+
+    Args:
+        models: of one architecture.
+        *inputs: what they are called with.
+        in_dim: 0 where the inputs are ``[members, batch, ...]``; None where all share them.
+    """
     params, buffers = stack_module_state(models)
     params = {name: value.detach() for name, value in params.items()}
 
-    def call(params: dict[str, Tensor], buffers: dict[str, Tensor], x: Tensor) -> Tensor:
-        logits: Tensor = functional_call(models[0], (params, buffers), (x,))
-        return logits
+    def call(params: dict[str, Tensor], buffers: dict[str, Tensor], *inputs: Tensor) -> Any:
+        return functional_call(models[0], (params, buffers), inputs)
 
-    together = vmap(call, in_dims=(0, 0, None), randomness="same")
-    return lambda: together(params, buffers, x)
+    together = vmap(call, in_dims=(0, 0, *[in_dim] * len(inputs)), randomness="same")
+    return lambda: together(params, buffers, *inputs)
 
 
 @contextmanager

@@ -33,6 +33,10 @@ class Sizes:
     """Members whose evaluation's memory is compared."""
     cold_rounds: int = 3
     """Starts of new processes, at most."""
+    policies: tuple[int, int] = (256, 1024)
+    """Members of policies, each with a row of its own."""
+    sequences: int = 256
+    """Members around a transformer, each with an example of its own."""
 
     @property
     def widths(self) -> tuple[int, ...]:
@@ -56,5 +60,7 @@ QUICK = Sizes(
     few_members=500,
     many_members=2_000,
     cold_rounds=1,
+    policies=(4, 8),
+    sequences=4,
 )
 """Seconds in place of minutes. The figures mean nothing."""

@@ -19,6 +19,7 @@ pytestmark = pytest.mark.usefixtures("same_threads")
 PARTS = (
     *("call", "fp32", "bf16", "factored", "shared", "vgg", "preact"),
     *("noise", "memory", "peer", "pure"),
+    *("stacked", "perturbed", "gru", "dense", "python", "causal", "vit"),
 )
 """All but the cold start, which takes a compiler's time."""
 

@@ -75,6 +75,10 @@ class TestSuite:
             *(f"factored-w{width}{way}" for width in (64, 16, 8) for way in ("", "-every")),
             *("vgg-w64", "preact-w64", "vgg-w8", "preact-w8", "noise-w8", "noise-w64"),
             *(f"call-{n}-{m}" for n in ("4-32-32-2", "40-128-128-8") for m in (64, 1024)),
+            *("stacked-4-32-32-2-256", "stacked-4-32-32-2-1024", "stacked-376-256-256-17-256"),
+            *(f"perturbed-{n}-{m}" for n in ("4-32-32-2", "376-256-256-17") for m in (256, 1024)),
+            *("gru-64-256", "gru-64-256-stacked", "dense-376-256-256-17-1024"),
+            *("python-4-32-32-2", "causal", "vit"),
             *("call-lenet-64", "memory-few", "memory-many", "memory-growth"),
             *("cold-start-empty", "cold-start-warm", "peer-evox", "peer-evotorch"),
         } <= set(rows_of(Sizes()))
