@@ -42,7 +42,8 @@ def native_words(key, first, generation, blocks):
     """What the kernel makes, with a table that tells the sixteen bits of each number."""
     seed, second = key
     table = torch.arange(2.0**16)
-    numbers = philox.normals(seed, [second], [first], generation, [blocks], table)
+    numbers = torch.empty(blocks, 16)
+    assert philox.normals(seed, [second], [first], generation, [numbers], table)
     bits = numbers.view(-1, 4).to(torch.int64).tolist()
     return [sum(part << (16 * place) for place, part in enumerate(word)) for word in bits]
 

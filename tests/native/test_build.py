@@ -135,8 +135,9 @@ class TestCache:
         word, pointer, one, none = ctypes.c_uint64, ctypes.c_void_p, *map(ctypes.c_uint64, (1, 0))
         stretches = [pointer, pointer, word, pointer]  # keys, firsts, generation, blocks
         loaded.normals.argtypes = [ctypes.c_int64, word, *stretches, pointer, pointer]
+        outs = (ctypes.c_void_p * 1)(ctypes.addressof(out))
         loaded.normals(
-            1, 0, ctypes.byref(none), ctypes.byref(none), 0, ctypes.byref(one), table, out
+            1, 0, ctypes.byref(none), ctypes.byref(none), 0, ctypes.byref(one), table, outs
         )
         assert len(set(out)) > 10
 

@@ -772,18 +772,21 @@ static inline void philox(uint64_t c0, uint64_t c1, uint64_t k0, uint64_t k1, ui
   words[0] = c0, words[1] = c1, words[2] = c2, words[3] = c3;
 }
 
-// Stretch by stretch: `blocks` blocks of four words, each word four normals. A stretch's key is
-// (seed, key); the counter is (first, generation, 0, 0) and counts up before a block is made, as
-// numpy's.
+// Stretch by stretch: `blocks` blocks of four words, each word four normals, to where `outs` says.
+// A stretch's key is (seed, key); the counter is (first, generation, 0, 0) and counts up before a
+// block is made, as numpy's.
 void normals(int64_t stretches, uint64_t seed, const uint64_t* keys, const uint64_t* firsts,
-             uint64_t generation, const uint64_t* blocks, const float* quantiles, float* out) {
+             uint64_t generation, const uint64_t* blocks, const float* quantiles,
+             float* const* outs) {
   uint64_t words[4];
-  for (int64_t s = 0; s < stretches; ++s)
+  for (int64_t s = 0; s < stretches; ++s) {
+    float* out = outs[s];
     for (uint64_t b = 0; b < blocks[s]; ++b) {
       philox(firsts[s] + b + 1, generation, seed, keys[s], words);
       for (int w = 0; w < 4; ++w)
         for (int h = 0; h < 4; ++h) *out++ = quantiles[(words[w] >> (16 * h)) & 0xffff];
     }
+  }
 }
 
 // One stretch, and every bit a sign, the lowest first: +1 or -1 as bfloat16.

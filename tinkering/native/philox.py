@@ -18,48 +18,47 @@ def normals(
     keys: Sequence[int],
     firsts: Sequence[int],
     generation: int,
-    blocks: Sequence[int],
+    outs: Sequence[Float[Tensor, "..."]],
     quantiles: Float[Tensor, "65536"],
-) -> Float[Tensor, " numbers"] | None:
-    """Return sixteen numbers a block, stretch by stretch; None without compiled kernels.
+) -> bool:
+    """Write sixteen numbers a block, stretch by stretch; return False without compiled kernels.
 
     A block is the four words that Philox 4x64-10 gives for a counter, and a word is four
     numbers, the lowest bits first. The counters of a stretch are ``(first + 1 + block,
     generation, 0, 0)`` with ``block`` from 0, where the first word wraps around; its key is
     ``(seed, key)``. All of them are words of 64 bits.
 
-    Threads may call this at once: it works outside Python's lock, on memory of its own.
+    Threads may call this at once: it works outside Python's lock.
 
     Args:
         seed: the first word of every key.
         keys: the second word, of each stretch.
         firsts: the counter's first word before the first block, as numpy takes it.
         generation: the counter's second word.
-        blocks: how many, in each stretch.
+        outs: written to, of each stretch: float32, contiguous, a multiple of sixteen.
         quantiles: the number that stands for each value of sixteen bits; float32, contiguous.
 
     Example:
-        >>> table = torch.arange(2.0**16)
-        >>> numbers = normals(0, [0, 1], [0, 0], 0, [3, 2], quantiles=table)
-        >>> numbers is None or numbers.shape == (5 * 16,)
+        >>> table, out = torch.arange(2.0**16), torch.full((3, 16), -1.0)
+        >>> written = normals(0, [7], [0], 0, [out], quantiles=table)
+        >>> written == bool((out >= 0).all())
         True
     """
     built = library()
     if built is None:
-        return None
-    out = torch.empty(16 * sum(blocks), dtype=torch.float32, device="cpu")
-    words = ctypes.c_uint64 * len(keys)
+        return False
+    words, pointers = ctypes.c_uint64 * len(keys), ctypes.c_void_p * len(keys)
     _kernel(built)(
         len(keys),
         seed,
         words(*keys),
         words(*firsts),
         generation,
-        words(*blocks),
+        words(*[out.numel() // 16 for out in outs]),
         quantiles.data_ptr(),
-        out.data_ptr(),
+        pointers(*[out.data_ptr() for out in outs]),
     )
-    return out
+    return True
 
 
 def signs(
@@ -91,7 +90,8 @@ def _kernel(built: ctypes.CDLL) -> Callable[..., None]:
     """Return the function, which ctypes has been told the signature of."""
     kernel = built.normals
     word, words, pointer = ctypes.c_uint64, ctypes.POINTER(ctypes.c_uint64), ctypes.c_void_p
-    kernel.argtypes = [ctypes.c_int64, word, words, words, word, words, pointer, pointer]
+    outs = ctypes.POINTER(pointer)
+    kernel.argtypes = [ctypes.c_int64, word, words, words, word, words, pointer, outs]
     kernel.restype = None
     return kernel
 

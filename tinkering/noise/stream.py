@@ -93,21 +93,38 @@ class Stream:
             >>> numbers["weight"].shape, numbers["bias"].shape
             (torch.Size([8, 20]), torch.Size([8, 4]))
         """
-        blocks = [-(-count // _NORMALS_PER_BLOCK) for count in counts.values()]
+        widths = {name: padded(count) for name, count in counts.items()}
+        numbers = torch.empty(len(pairs) * sum(widths.values()), device="cpu")
+        rows = split_by_name(numbers, len(pairs), widths)
+        self.write(rows, pairs)
+        return {name: rows[name][:, :count] for name, count in counts.items()}
+
+    def write(self, rows: Mapping[str, Tensor], pairs: range) -> None:
+        """Write what `many` returns into memory that is given, of `padded` numbers a pair.
+
+        Args:
+            rows: ``[pairs, padded(count)]`` of each parameter, by its name; float32, contiguous.
+            pairs: as in `normals`.
+
+        Raises:
+            ArgumentError: (a ``ValueError``) as in `normals`.
+
+        Example:
+            >>> stream, rows = Stream(seed=0, generation=3), torch.empty(8, padded(20))
+            >>> stream.write({"weight": rows}, range(8))
+            >>> torch.equal(rows[:, :20], stream.normals("weight", range(8), 20))
+            True
+        """
+        blocks = [out.shape[1] // _NORMALS_PER_BLOCK for out in rows.values()]
         _check_pairs(pairs, max(blocks, default=0))
-        keys = [_digest(name) for name in counts]
+        keys = [_digest(name) for name in rows]
         firsts = [pairs.start * each for each in blocks]
-        totals = [len(pairs) * each for each in blocks]
-        seed, generation = int(self.seed), int(self.generation)
-        numbers = philox.normals(seed, keys, firsts, generation, totals, _quantiles())
-        if numbers is None:
-            parts = [self._words(*address) for address in zip(keys, firsts, totals, strict=True)]
-            numbers = _normals(np.concatenate(parts)) if parts else torch.empty(0)
-        split = torch.split(numbers, [total * _NORMALS_PER_BLOCK for total in totals])
-        return {
-            name: part.view(len(pairs), each * _NORMALS_PER_BLOCK)[:, :count]
-            for part, each, (name, count) in zip(split, blocks, counts.items(), strict=True)
-        }
+        outs = list(rows.values())
+        if philox.normals(int(self.seed), keys, firsts, int(self.generation), outs, _quantiles()):
+            return
+        for key, first, out in zip(keys, firsts, outs, strict=True):
+            words = self._words(key, first, out.numel() // _NORMALS_PER_BLOCK)
+            out.copy_(_normals(words).view(out.shape))
 
     def signs(self, name: str, rows: range, count: int) -> Float[Tensor, "rows count"]:
         """Return `count` signs for each row of a contiguous range: +1 or -1, equally likely.
@@ -149,6 +166,30 @@ class Stream:
             counter=np.array([first_block, self.generation, 0, 0], dtype=np.uint64),
         ).random_raw(blocks * _WORDS_PER_BLOCK)
         return words
+
+
+def padded(count: int) -> int:
+    """Return how many numbers the run of blocks has that `count` normals are the first of.
+
+    Example:
+        >>> padded(20), padded(16), padded(0)
+        (32, 16, 0)
+    """
+    return -(-count // _NORMALS_PER_BLOCK) * _NORMALS_PER_BLOCK
+
+
+def split_by_name(numbers: Tensor, rows: int, widths: Mapping[str, int]) -> dict[str, Tensor]:
+    """Return the parts of a vector, one after the other: ``[rows, width]`` for each name.
+
+    Example:
+        >>> parts = split_by_name(torch.arange(10), 2, {"a": 3, "b": 2})
+        >>> parts["b"]
+        tensor([[6, 7],
+                [8, 9]])
+    """
+    parts = torch.split(numbers, [rows * width for width in widths.values()])
+    pairs = zip(parts, widths.items(), strict=True)
+    return {name: part.view(rows, width) for part, (name, width) in pairs}
 
 
 def _check_pairs(pairs: range, blocks: int) -> None:
