@@ -19,6 +19,7 @@ from tinkering.noise import (
     Separable,
     SeparableFactors,
     Stream,
+    weighted_sum,
 )
 
 WORD = 2**64
@@ -250,7 +251,7 @@ class TestFactors:
         expected = np.zeros(shape)
         for weight, each in zip(weights.numpy(), factors.dense().numpy(), strict=True):
             expected = expected + np.float64(weight) * each.astype(np.float64)
-        result = factors.weighted_sum(weights)
+        result = weighted_sum(factors, weights)
         assert result.shape == shape
         np.testing.assert_allclose(result.numpy(), expected, rtol=1e-4, atol=1e-5)
 
@@ -267,7 +268,7 @@ class TestFactors:
 
         factors = draw(kind, shape, range(50))
         with Largest() as largest:
-            factors.weighted_sum(torch.randn(50))
+            weighted_sum(factors, torch.randn(50))
         assert 0 < largest.numbers < 50 * math.prod(shape) / 8
 
     @kinds

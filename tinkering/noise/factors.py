@@ -23,11 +23,39 @@ class Factors(Protocol):
     def dense(self) -> Float[Tensor, "rows *shape"]:
         """Return each row's noise in the parameter's shape."""
 
-    def weighted_sum(self, weights: Float[Tensor, " rows"]) -> Float[Tensor, "*shape"]:
-        """Return ``sum_i weights[i] * dense()[i]`` without building `dense`."""
+    @property
+    def matrix(self) -> tuple[int, int]:
+        """Lines and columns of the matrix in which noise is summed."""
+
+    def add_weighted(
+        self, total: Float[Tensor, "lines part"], weights: Float[Tensor, " rows"], part: slice
+    ) -> None:
+        """Add ``sum_i weights[i] * noise_i`` to some columns of that matrix, without `dense`.
+
+        Args:
+            total: these columns, float32.
+            weights: of the noise.
+            part: which columns; ``slice(start, stop)``.
+        """
+
+    def shaped(self, total: Float[Tensor, "lines columns"]) -> Float[Tensor, "*shape"]:
+        """Return the whole of such a matrix in the parameter's shape."""
 
     def transposed(self) -> Factors:
         """Return the noise of a matrix as that of its transpose."""
+
+
+def weighted_sum(factors: Factors, weights: Float[Tensor, " rows"]) -> Float[Tensor, "*shape"]:
+    """Return ``sum_i weights[i] * dense()[i]`` without building `dense`.
+
+    Example:
+        >>> noise = DenseFactors(torch.tensor([[1.0, 2.0], [3.0, 4.0]]))
+        >>> weighted_sum(noise, torch.tensor([1.0, 10.0]))
+        tensor([31., 42.])
+    """
+    total = weights.new_zeros(factors.matrix, dtype=torch.float32)
+    factors.add_weighted(total, weights, slice(0, total.shape[1]))
+    return factors.shaped(total)
 
 
 def on_device(factors: Factors, device: torch.device) -> Factors:
@@ -53,10 +81,19 @@ class DenseFactors:
         """Return each row's noise in the parameter's shape."""
         return self.values
 
-    def weighted_sum(self, weights: Tensor) -> Tensor:
-        """Return ``sum_i weights[i] * dense()[i]``."""
-        product: Tensor = torch.tensordot(weights, self.values, dims=1)
-        return product
+    @property
+    def matrix(self) -> tuple[int, int]:
+        """A column for every entry."""
+        return 1, self.values[0].numel()
+
+    def add_weighted(self, total: Tensor, weights: Tensor, part: slice) -> None:
+        """Add the sum of some entries."""
+        entries = self.values.reshape(len(self.values), -1)[:, part]
+        total.addmm_(weights.unsqueeze(0), entries)
+
+    def shaped(self, total: Tensor) -> Tensor:
+        """Return the matrix in the parameter's shape."""
+        return total.view(self.values.shape[1:])
 
     def transposed(self) -> DenseFactors:
         """Return the noise of a matrix as that of its transpose."""
@@ -89,13 +126,22 @@ class LowRankFactors:
         """Return each row's noise in the parameter's shape."""
         return torch.einsum("nr...o,nrc->noc...", self.left, self.right)
 
-    def weighted_sum(self, weights: Tensor) -> Tensor:
-        """Return ``sum_i weights[i] * dense()[i]``."""
-        # Rows and ranks are one long sum, so this is a single matrix product.
-        left = self.left.flatten(0, 1)
-        right = (self.right * weights.view(-1, 1, 1)).flatten(0, 1)
-        product = (left.flatten(1).T @ right).view(*left.shape[1:], right.shape[1])
-        return product.movedim((-2, -1), (0, 1)).contiguous()  # [*kernel, out, in] before
+    @property
+    def matrix(self) -> tuple[int, int]:
+        """Inputs by taps and outputs: products over many rows want many columns."""
+        return self.right.shape[2], self.left[0, 0].numel()
+
+    def add_weighted(self, total: Tensor, weights: Tensor, part: slice) -> None:
+        """Add the sum of some taps' outputs: for each rank one matrix product over all rows."""
+        column = weights.unsqueeze(1)
+        for rank in range(self.left.shape[1]):
+            right = self.right[:, rank] * column
+            total.addmm_(right.T, self.left[:, rank].flatten(1)[:, part])
+
+    def shaped(self, total: Tensor) -> Tensor:
+        """Return the matrix in the parameter's shape."""
+        laid = total.view(self.right.shape[2], *self.left.shape[2:])
+        return laid.movedim(-1, 0).contiguous()  # [in, *kernel, out] before
 
     def transposed(self) -> LowRankFactors:
         """Return the noise of a matrix as that of its transpose."""
@@ -133,9 +179,24 @@ class SeparableFactors:
         """Return each row's noise in the parameter's shape."""
         return self.low_rank().dense()
 
-    def weighted_sum(self, weights: Tensor) -> Tensor:
-        """Return ``sum_i weights[i] * dense()[i]``."""
-        return self.low_rank().weighted_sum(weights)
+    @property
+    def matrix(self) -> tuple[int, int]:
+        """Inputs by taps and outputs."""
+        return self.right.shape[2], self.taps[0, 0].numel() * self.left.shape[2]
+
+    def add_weighted(self, total: Tensor, weights: Tensor, part: slice) -> None:
+        """Add the sum of some taps' outputs."""
+        rows, rank, out = self.left.shape
+        first, last = part.start // out, -(-part.stop // out)
+        # Of those taps alone: multiplied out, they are as many numbers as low-rank noise has.
+        taps = self.taps.reshape(rows, rank, -1)[:, :, first:last]
+        some = SeparableFactors(self.left, taps, self.right).low_rank()
+        some.add_weighted(total, weights, slice(part.start - first * out, part.stop - first * out))
+
+    def shaped(self, total: Tensor) -> Tensor:
+        """Return the matrix in the parameter's shape."""
+        laid = total.view(self.right.shape[2], *self.taps.shape[2:], self.left.shape[2])
+        return laid.movedim(-1, 0).contiguous()
 
     def transposed(self) -> SeparableFactors:
         """Return the noise of a matrix as that of its transpose."""

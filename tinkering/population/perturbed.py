@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from numbers import Integral, Real
@@ -10,13 +11,21 @@ import torch
 from torch import Tensor, nn
 
 from tinkering.errors import ArgumentError
-from tinkering.noise import Factors, LowRank, Noise, Stream, draw, on_device
+from tinkering.noise import (
+    Address,
+    Blocks,
+    Factors,
+    LowRank,
+    Mapped,
+    Noise,
+    Stream,
+    living,
+    on_device,
+    weighted_noise,
+)
 from tinkering.population.member import Members, ParamsAndBuffers
 from tinkering.population.stacked import StackedPopulation
 from tinkering.required import require_floating_point, require_kind, require_named
-
-_MEMBERS_PER_DRAW = 1024
-"""Members whose noise is in memory at a time."""
 
 Sigma = float | Mapping[str, float]
 """One standard deviation for all parameters, or one for each by its name."""
@@ -44,8 +53,8 @@ class PerturbedPopulation(Members):
     members share the centre's buffers, thus its BatchNorm statistics.
 
     Noise is drawn again whenever it is needed, for some members at a time, so memory does
-    not grow with the population. The parameters are the module's own tensors, not copies:
-    a module that is changed moves the centre.
+    not grow with the population; `keeping` has some of it drawn once. The parameters are
+    the module's own tensors, not copies: a module that is changed moves the centre.
 
     Args:
         model: the centre: a module, or its parameters by name (then there are no buffers,
@@ -113,6 +122,9 @@ class PerturbedPopulation(Members):
         self.stream = Stream(seed, generation)
         self.antithetic = antithetic
         self.size, self.members = size, range(size)
+        shapes = tuple((name, p.shape) for name, p in self.params.items())
+        pairs = size // 2 if antithetic else size
+        self._blocks = Blocks(Address(self.noise, self.stream, shapes, pairs), most=0)
 
     @property
     def centre(self) -> Mapping[str, Tensor]:
@@ -162,22 +174,40 @@ class PerturbedPopulation(Members):
         """
         return StackedPopulation.from_members(self)
 
+    def keeping(self, most: int) -> PerturbedPopulation:
+        """Return the same members, whose noise is drawn once where it fits some memory.
+
+        Populations of the same members, such as that of an evaluation and that of an update, share
+        what was drawn for as long as one of them lives. It changes no number.
+
+        Args:
+            most: bytes that may be kept.
+
+        Example:
+            >>> around = PerturbedPopulation(nn.Linear(8, 4), size=6, sigma=0.1).keeping(1 << 20)
+            >>> around.draw().noise["weight"].left.shape
+            torch.Size([3, 1, 4])
+        """
+        population = copy.copy(self)
+        population._blocks = living(self._blocks.address, most)
+        return population
+
     def draw(self) -> Draw:
-        """Return the noise of these members; it is drawn now, and not kept."""
+        """Return the noise of these members; it is drawn now, unless it is kept."""
         members = torch.arange(self.members.start, self.members.stop, device="cpu")
-        pairs, rows = self.members, members - self.members.start
-        signs = torch.ones(len(self), dtype=torch.float32, device="cpu")
+        pairs = self._pairs
         if self.antithetic:
-            pairs = range(self.members.start // 2, (self.members.stop + 1) // 2)
             rows, signs = members // 2 - pairs.start, (1 - 2 * (members % 2)).float()
-        shapes = {name: centre.shape for name, centre in self.params.items()}
-        noise = draw(self.noise, self.stream, shapes, pairs)
-        device = next((centre.device for centre in self.params.values()), rows.device)
+        else:
+            rows = members - pairs.start
+            signs = torch.ones(len(self), dtype=torch.float32, device="cpu")
+        noise = self._blocks.draw(pairs)
+        device = self._device
         if device != rows.device:  # the same numbers on every device: they come from the CPU
             noise = {name: on_device(factors, device) for name, factors in noise.items()}
         return Draw(noise, rows.to(device), signs.to(device))
 
-    def weighted_noise(self, weights: Tensor) -> dict[str, Tensor]:
+    def weighted_noise(self, weights: Tensor, mapped: Mapped = map) -> dict[str, Tensor]:
         """Return ``sum_i weights[i] * sign_i * noise_i`` for every parameter.
 
         The noise has unit variance (it is not multiplied by sigma). Nothing of the size
@@ -185,20 +215,32 @@ class PerturbedPopulation(Members):
 
         Args:
             weights: ``[members]``.
+            mapped: goes through portions of the work; one that does some of them side by side
+                changes no bit.
 
         Raises:
             ArgumentError: (a ``ValueError``) the weights have another shape.
         """
         if weights.shape != (len(self),):
             raise ArgumentError("weights", f"a tensor of shape [{len(self)}]", list(weights.shape))
-        total = {name: torch.zeros_like(centre) for name, centre in self.params.items()}
-        for start in range(0, len(self), _MEMBERS_PER_DRAW):
-            drawn = self[start : start + _MEMBERS_PER_DRAW].draw()
-            signed = weights[start : start + _MEMBERS_PER_DRAW].to(drawn.signs) * drawn.signs
-            by_pair = signed.new_zeros(int(drawn.rows[-1]) + 1).index_add_(0, drawn.rows, signed)
-            for name, factors in drawn.noise.items():
-                total[name] += factors.weighted_sum(by_pair)
-        return total
+        of_pairs = weights.to(self._device, torch.float32)
+        if self.antithetic:
+            missing = self.members.start % 2, self.members.stop % 2  # of a pair that is cut
+            plus, minus = nn.functional.pad(of_pairs, missing).view(-1, 2).unbind(1)
+            of_pairs = plus - minus
+        total = weighted_noise(self._blocks, self._pairs, of_pairs, mapped)
+        return {name: noise.to(self.params[name].dtype) for name, noise in total.items()}
+
+    @property
+    def _pairs(self) -> range:
+        """The pairs of these members, or the members themselves."""
+        if not self.antithetic:
+            return self.members
+        return range(self.members.start // 2, (self.members.stop + 1) // 2)
+
+    @property
+    def _device(self) -> torch.device:
+        return next((p.device for p in self.params.values()), torch.device("cpu"))
 
 
 def _checked(sigma: Sigma, params: Mapping[str, Tensor]) -> Sigma:
