@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from tinkering.engines.binder import Forms
+from tinkering.engines.cost import Load, processor
 from tinkering.engines.job import Job
 from tinkering.engines.member_forward import MembersRun, members_run
 from tinkering.graph.capture import as_float32
@@ -38,6 +39,25 @@ def prepare(job: Job) -> MembersRun:
         return MembersStack({name: as_float32(held[name]) for name in held if name in differing})
 
     return members_run(job, job.own | params | buffers, differing, _FORMS, portion)
+
+
+_BEGIN = 10
+"""Calls that an evaluation takes."""
+_STEP = 3
+"""Calls that a step takes."""
+_CONVOLVED = 0.7
+"""Of the speed of one member after the other, whose convolutions are packed and fused."""
+
+
+def cost(load: Load) -> float:
+    """Return what an evaluation is expected to cost, in seconds of one thread."""
+    known = processor()
+    work = load.images * (load.convolved / _CONVOLVED + load.multiplied)
+    # Norms, additions and rectifiers are passes of their own.
+    moved = 2 * load.images * load.values * 4 / known.cached
+    weights = load.members * load.weights * 4 / known.memory
+    calls = _BEGIN + _STEP * load.steps
+    return calls * known.call + work / known.products + moved + weights
 
 
 class MembersStack:

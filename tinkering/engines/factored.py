@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from tinkering.engines.binder import Forms
+from tinkering.engines.cost import Load, processor
 from tinkering.engines.job import Job
 from tinkering.engines.member_forward import MembersRun, members_run
 from tinkering.errors import UnsupportedLayerError
@@ -34,6 +35,27 @@ def prepare(job: Job) -> MembersRun:
         return MembersNoise(part.draw(), part.sigma)
 
     return members_run(job, state, frozenset(population.params), _FORMS, portion)
+
+
+_BEGIN = 10
+"""Calls that an evaluation takes."""
+_STEP = 3
+"""Calls that a step takes."""
+_DENSE = 0.2
+"""Of the speed of large products, for those with noise on every weight of a pair."""
+
+
+def cost(load: Load) -> float:
+    """Return what an evaluation is expected to cost, in seconds of one thread."""
+    known = processor()
+    work = load.images * (load.convolved + load.multiplied)
+    moved = 2 * load.images * load.values * 4 / known.cached
+    noise = 0.0
+    if load.dense:  # read once for a pair
+        noise = load.members / 2 * load.weights * 4 / known.memory
+        noise += work / (_DENSE * known.products)
+    calls = _BEGIN + _STEP * load.steps
+    return calls * known.call + work / known.products + moved + noise
 
 
 class MembersNoise:

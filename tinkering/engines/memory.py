@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, fx
 
 from tinkering.graph.program import CONVOLUTIONS, LINEAR, Fused, Program
@@ -35,16 +36,29 @@ class Footprint:
     """Numbers of the largest value: an activation."""
     output: int
     """Bytes of the result."""
-    work: int
-    """Multiplications of its layers."""
+    values: int
+    """Numbers of all values."""
+    convolved: int
+    """Multiplications of its convolutions."""
+    multiplied: int
+    """Multiplications of its linear and recurrent layers."""
+
+    @property
+    def work(self) -> int:
+        """Multiplications of its layers."""
+        return self.convolved + self.multiplied
 
 
 def footprint(program: Program) -> Footprint:
     """Return what one example takes."""
     made = [step.last if isinstance(step, Fused) else step for step, _ in program.walk()]
     largest = max(size_of(node) // 4 for node in [*program.inputs, *made])
+    values = sum(size_of(node) // 4 for node in made)
     output = sum(size_of(node) for node in program.outputs)
-    return Footprint(_peak(program), largest, output, sum(map(work_of, program.fused)))
+    convolved = sum(work_of(step) for step in program.fused if step.layer.target in CONVOLUTIONS)
+    multiplied = sum(work_of(step) for step in program.fused if step.layer.target is LINEAR)
+    multiplied += sum(map(_work_of_others, program.plain))
+    return Footprint(_peak(program), largest, output, values, convolved, multiplied)
 
 
 def work_of(step: Fused) -> int:
@@ -54,6 +68,46 @@ def work_of(step: Fused) -> int:
     weight = step.layer.args[1].meta["val"]  # type: ignore[union-attr]
     result = [size for size in step.layer.meta["val"].shape if isinstance(size, int)]
     return math.prod(result) * int(math.prod(weight.shape[1:]))
+
+
+def _work_of_others(node: fx.Node) -> int:
+    """Return the multiplications of a recurrent layer, a product or a transposed convolution.
+
+    Each number of a matrix is met once for every position: a token, a step in time, a pixel.
+    """
+    matrices = [
+        source.meta["val"].numel()
+        for source in node.all_input_nodes
+        if source.op == "placeholder" and source.meta["val"].dim() > 1
+    ]
+    inputs = [source for source in node.all_input_nodes if source.op != "placeholder"]
+    if not matrices or node.target not in _MULTIPLIES:
+        return 0
+    source = inputs[0] if inputs else node.all_input_nodes[0]
+    features = source.meta["val"].shape[1 if node.target in _TRANSPOSED else -1]
+    return sum(map(int, matrices)) * max(1, size_of(source) // 4 // int(features))
+
+
+_aten = torch.ops.aten
+_TRANSPOSED = {
+    _aten.conv_transpose1d.default,
+    _aten.conv_transpose2d.input,
+    _aten.conv_transpose3d.input,
+}
+_MULTIPLIES = _TRANSPOSED | {
+    _aten.addmm.default,
+    _aten.gru.input,
+    _aten.gru_cell.default,
+    _aten.linear.default,
+    _aten.lstm.input,
+    _aten.lstm_cell.default,
+    _aten.matmul.default,
+    _aten.mm.default,
+    _aten.rnn_relu.input,
+    _aten.rnn_relu_cell.default,
+    _aten.rnn_tanh.input,
+    _aten.rnn_tanh_cell.default,
+}
 
 
 def _peak(program: Program) -> int:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from tinkering.engines.cost import Load, processor
 from tinkering.engines.job import Job, widened
 from tinkering.engines.planning import Plan, Run
 from tinkering.engines.thread_pool import map_in_order
@@ -29,6 +30,22 @@ def prepare(job: Job) -> Run:
     if job.random or job.program is None:
         return _Unfused(job)
     return _Fused(job, job.program)
+
+
+_MEMBER = 30
+"""Calls that it takes to begin with a member."""
+_STEP = 4
+"""Calls that a step takes, since no portion of members shares them."""
+
+
+def cost(load: Load) -> float:
+    """Return what an evaluation is expected to cost, in seconds of one thread."""
+    known = processor()
+    calls = load.members * (_MEMBER + _STEP * load.steps)
+    work = load.images * (load.convolved + load.multiplied)
+    moved = load.images * load.values * 4 / known.cached
+    weights = load.members * load.weights * 4 / known.memory
+    return calls * known.call + work / known.products + moved + weights
 
 
 class _Fused:

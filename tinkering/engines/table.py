@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from types import FrameType
 from typing import Protocol, runtime_checkable
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from tinkering.engines import batched, factored, sequential, vmapped
 from tinkering.engines.activations import Activations
+from tinkering.engines.cost import Load, load_of
 from tinkering.engines.evaluation import Evaluation
 from tinkering.engines.job import Job
 from tinkering.engines.planning import Chosen, Plan, Run, make_plan
@@ -31,8 +32,12 @@ ENGINES: dict[str, Callable[[Job], Run]] = {
 """Each prepares a job for members with weights of their own; it raises `UnsupportedLayerError`
 where it cannot do it."""
 
-_FEW_IMAGES = 8
-"""Images a member: below that, building a member costs more than noise in every layer."""
+COSTS: dict[str, Callable[[Load], float]] = {
+    "batched": batched.cost,
+    "factored": factored.cost,
+    "sequential": sequential.cost,
+}
+"""What those that are chosen from cost; ``vmapped`` is a reference for them."""
 
 
 @runtime_checkable
@@ -119,24 +124,51 @@ def prepared(job: Job, name: str, reason: str = "asked for") -> Engine:
 
 
 def _chosen(job: Job) -> Engine:
-    """Return the engine for a job, why it is this one, and the job prepared."""
-    images = job.batch.examples
-    if not isinstance(job.population, PerturbedPopulation):
-        return prepared(job, "sequential", "every member has weights of its own")
-    if isinstance(job.population.noise, Dense) and images >= _FEW_IMAGES:
-        reason = (
-            "members share a centre, but dense noise is as large as the weights, and with "
-            f"{images} examples a member it pays to build them"
-        )
-        return prepared(job, "sequential", reason)
-    try:
+    """Return the engine that is expected to be the fastest of those that can do a job."""
+    population = job.population
+    names, reason = ["batched", "sequential"], "every member has weights of its own"
+    if isinstance(population, PerturbedPopulation):
+        names.append("factored")
         reason = "members share a centre, so one pass serves many of them"
-        return prepared(job, "factored", reason)
-    except UnsupportedLayerError as error:
-        reason = f"members share a centre, but {error}"
-        text = f"{reason} Members are evaluated one after the other."
-        warnings.warn(text, stacklevel=_levels_to_the_caller(sys._getframe()))
-        return prepared(job, "sequential", reason)
+        if isinstance(population.noise, Dense):
+            reason = "members share a centre, but dense noise is as large as the weights"
+    if job.program is None or job.random:  # those that run steps cannot do it, and say why
+        order = sorted(names, key=lambda name: (name != "factored", name != "sequential"))
+    elif isinstance(population, PerturbedPopulation) and not isinstance(population.noise, Dense):
+        order = ["factored", *_by_cost(job, names[:2])]
+    else:
+        order = _by_cost(job, names)
+    return _first(job, order, reason)
+
+
+def _by_cost(job: Job, names: Sequence[str]) -> list[str]:
+    """Return the names of engines, the one with the smallest expected cost first."""
+    load = load_of(job, job.batch)
+    return sorted(names, key=lambda name: COSTS[name](load))
+
+
+def _first(job: Job, names: Sequence[str], reason: str) -> Engine:
+    """Return the first of some engines that can do a job: one of them can."""
+    missed = ""
+    for name in names:
+        try:
+            engine = prepared(job, name, reason)
+        except UnsupportedLayerError as error:
+            if not missed:
+                missed = reason = f"{reason.partition(',')[0]}, but {error}"
+            continue
+        if missed and isinstance(job.population, PerturbedPopulation):
+            text = f"{missed} {_INSTEAD[name]}"
+            warnings.warn(text, stacklevel=_levels_to_the_caller(sys._getframe()))
+        return engine
+    raise AssertionError("members can always be evaluated one after the other")
+
+
+_INSTEAD = {
+    "batched": "Members' weights are built, and multiplied in one product.",
+    "sequential": "Members are evaluated one after the other.",
+}
+"""What an engine does in place of a faster one."""
 
 
 def _levels_to_the_caller(frame: FrameType) -> int:
