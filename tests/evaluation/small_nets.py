@@ -313,9 +313,94 @@ def norm_without_statistics():
     return nn.Sequential(nn.Conv2d(1, 4, 3), norm, nn.ReLU(), nn.Flatten(), nn.Linear(144, 5))
 
 
-@takes(1, 8, 8, engine="sequential", unknown="1.weight")
+@takes(1, 8, 8)
 def prelu():
     return nn.Sequential(nn.Conv2d(1, 4, 3), nn.PReLU(4), nn.Flatten(), nn.Linear(144, 5))
+
+
+class Recurrent(nn.Module):
+    """A recurrent module, and what it makes of the last moment."""
+
+    def __init__(self, kind, features, **options):
+        super().__init__()
+        self.over_time = kind(3, 4, **options)
+        self.last = nn.Linear(features, 5)
+
+    def forward(self, x):
+        if not self.over_time.batch_first:
+            return self.last(self.over_time(x.transpose(0, 1))[0][-1])
+        return self.last(self.over_time(x)[0][:, -1])
+
+
+@takes(6, 3)
+def lstm():
+    return Recurrent(nn.LSTM, 8, num_layers=2, bidirectional=True, batch_first=True)
+
+
+@takes(6, 3)
+def gru_of_time_first():
+    return Recurrent(nn.GRU, 4)
+
+
+@takes(6, 3)
+def elman():
+    return Recurrent(nn.RNN, 4, nonlinearity="relu", bias=False, batch_first=True)
+
+
+class Cells(nn.Module):
+    """Cells, stepped by hand."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.GRUCell(3, 4), nn.LSTMCell(4, 5)
+        self.third = nn.RNNCell(5, 5)
+
+    def forward(self, x):
+        h = x.new_zeros(x.shape[0], 4)
+        state = x.new_zeros(x.shape[0], 5), x.new_zeros(x.shape[0], 5)
+        for moment in x.unbind(1):
+            h = self.first(moment, h)
+            state = self.second(h, state)
+        return self.third(state[0], state[1])
+
+
+@takes(4, 3)
+def cells():
+    return Cells()
+
+
+class ClassToken(nn.Module):
+    """Parameters that are expanded, concatenated, looked up by constants and multiplied with."""
+
+    def __init__(self):
+        super().__init__()
+        self.token = nn.Parameter(torch.randn(1, 1, 8))
+        self.places = nn.Embedding(7, 8)
+        self.table = nn.Parameter(torch.randn(9, 2))
+        self.weight, self.bias = nn.Parameter(torch.randn(8, 8) / 3), nn.Parameter(torch.randn(8))
+        self.register_buffer("order", torch.arange(7))
+        self.register_buffer("apart", torch.arange(49).view(7, 7) % 9)
+        self.head = nn.Linear(8, 5)
+
+    def forward(self, x):
+        x = torch.cat([self.token.expand(x.shape[0], -1, -1), x], 1) + self.places(self.order)
+        x = torch.addmm(self.bias, x.reshape(-1, 8), self.weight).view(x.shape)
+        heads = x.view(x.shape[0], 7, 2, 4).transpose(1, 2)
+        bias = self.table[self.apart].permute(2, 0, 1)
+        weights = (heads @ heads.mT / 2 + bias).softmax(-1)
+        x = (weights @ heads).transpose(1, 2).flatten(2) @ self.weight
+        return self.head(x[:, 0])
+
+
+@takes(6, 8)
+def class_token():
+    return ClassToken()
+
+
+@takes(2, 5, 5)
+def transposed():
+    layers = [nn.ConvTranspose2d(2, 3, 3, stride=2), nn.PReLU(3)]
+    return nn.Sequential(*layers, nn.Conv2d(3, 4, 3, padding="same"), nn.Flatten(1))
 
 
 @takes(1, 8, 8, engine="sequential", unknown="DependsOnData")
@@ -326,7 +411,8 @@ def depends_on_data():
 NETWORKS = [resnet, bottleneck_resnet, perceptron, normalised_perceptron, convnet, ByHand, InPlace]
 NETWORKS += [lenet, depthwise, transformer, transformer_of_time_first, attention, conv1d_net]
 NETWORKS += [conv3d_net, vgg, pre_activation_resnet, Shared, norm_without_affine, prelu]
-NETWORKS += [norm_without_statistics, biased_and_normed, depends_on_data]
+NETWORKS += [norm_without_statistics, biased_and_normed, depends_on_data, lstm, elman, cells]
+NETWORKS += [gru_of_time_first, class_token, transposed]
 
 
 def engine_for(build):

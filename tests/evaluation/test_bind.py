@@ -243,7 +243,7 @@ class TestRebind:
         bound = bind(model, population_of(model), x)
         for population in (population_of(model, size=10), population_of(model).stack()):
             assert_close(bound.rebind(population)(x), forward(model, population, x), 1e-5)
-        assert bound.rebind(population_of(model).stack()).plan.engine == "sequential"
+        assert bound.rebind(population_of(model).stack()).plan.engine == "batched"
 
     def test_a_part_that_sees_inputs_of_its_own(self):
         model = made(convnet)

@@ -24,7 +24,9 @@ from torch import nn
 from tinkering.engines.table import ENGINES
 from tinkering.errors import UnsupportedLayerError
 from tinkering.evaluation.entry import forward, plan
+from tinkering.models import BasicBlock, ResNet4StageCustom
 from tinkering.noise import Dense, LowRank, Separable
+from tinkering.population import StackedPopulation
 
 networks = pytest.mark.parametrize("build", NETWORKS, ids=lambda build: build.__name__)
 
@@ -60,16 +62,24 @@ class TestAuto:
             assert found.reason.startswith(f"members share a centre, but {build.unknown}")
 
     @networks
-    def test_members_of_their_own_are_evaluated_one_by_one_without_a_word(self, build):
+    def test_small_members_of_their_own_are_evaluated_at_once_without_a_word(self, build):
         found, said = planned(build, modules_of(build))
-        assert (found.engine, said) == ("sequential", [])
-        assert found.reason == "every member has weights of its own"
+        batched = engine_for(build) == "factored"
+        assert (found.engine, said) == ("batched" if batched else "sequential", [])
+        assert found.reason.startswith("every member has weights of its own")
+        assert batched or build.unknown in found.reason
+
+    def test_large_members_of_their_own_are_evaluated_one_by_one(self):
+        model = ResNet4StageCustom(BasicBlock, [1, 1, 1, 1], width=32).eval()
+        members, x = StackedPopulation.from_modules([model, model]), torch.zeros(128, 1, 28, 28)
+        assert plan(model, members, x).engine == "sequential"
+        assert plan(model, members, x[:1]).engine == "batched"
 
     @pytest.mark.parametrize(
         ("noise", "images", "engine"),
         [
-            (Dense(), 7, "factored"),
-            (Dense(), 8, "sequential"),
+            (Dense(), 1, "factored"),
+            (Dense(), 8, "batched"),
             (LowRank(2), 8, "factored"),
             (Separable(1), 50, "factored"),
         ],
@@ -79,8 +89,8 @@ class TestAuto:
         population = population_of(made(convnet), noise=noise)
         found, said = planned(convnet, population, images)
         assert (found.engine, said) == (engine, [])
-        if engine == "sequential":
-            assert "with 8 examples a member it pays to build them" in found.reason
+        if engine == "batched":
+            assert "dense noise is as large as the weights" in found.reason
 
     @pytest.mark.parametrize("engine", ENGINES)
     def test_an_engine_that_was_asked_for(self, engine):

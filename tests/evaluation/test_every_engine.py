@@ -127,7 +127,8 @@ def refusal(case):
     stacked = case.noise is None
     if stacked and (case.engine == "factored" or case.policy == "reference"):
         return ArgumentError, "members that share no centre"
-    refused = case.engine == "factored" and engine_for(case.build) != "factored"
+    of_steps = case.engine in ("batched", "factored")
+    refused = of_steps and engine_for(case.build) != "factored"
     if refused or (case.engine == "vmapped" and case.build is depends_on_data and case.own):
         return UnsupportedLayerError, case.build.unknown
     return None

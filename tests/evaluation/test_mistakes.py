@@ -47,14 +47,14 @@ def message(**changes):
 class TestOptions:
     def test_the_engine(self):
         assert message(engine="fast") == (
-            "engine: needed one of auto, factored, sequential, vmapped, got 'fast'."
+            "engine: needed one of auto, batched, factored, sequential, vmapped, got 'fast'."
         )
 
     @pytest.mark.parametrize("norm", ["running", "batch", Reference(X)], ids=str)
     def test_the_factored_engine_without_a_centre(self, norm):
         assert message(population=stacked(), engine="factored", norm=norm) == (
-            'engine: needed "sequential" or "vmapped" for members that share no centre, got '
-            '"factored" for a StackedPopulation.'
+            'engine: needed "batched", "sequential" or "vmapped" for members that share no '
+            'centre, got "factored" for a StackedPopulation.'
         )
 
     def test_the_norm(self):

@@ -117,12 +117,21 @@ class TestPlaces:
         assert place(Does(merged_outside), x, "reshape") == Placement(0, outer=7)
         assert place(Does(merged_between), x, "reshape") == Placement(0, outer=7, inner=4)
 
+    def test_axes_that_were_merged_before(self):
+        again = Does(lambda m, x: m.linear(m.linear(x.reshape(-1, 4)).reshape(-1, 2, 4)))
+        x = torch.zeros(2, 8, 4)
+        assert place(again, x, "linear") == Placement(0, inner=8)
+        assert place(again, x, "reshape_1") == Placement(0, inner=2)
+        apart = Does(lambda m, x: m.linear(x.reshape(-1, 4)).reshape(-1, 8, 2))
+        assert place(apart, x, "reshape_1") == Placement(0)
+        moved = Does(lambda m, x: m.linear(x.reshape(-1, 2, 4).transpose(0, 1)))
+        assert place(moved, x, "transpose") == Placement(1, inner=4)
+
     @pytest.mark.parametrize(
         ("forward", "target"),
         [
             (lambda m, x: m.linear(x.sum((0, 1)).expand(3, 4)), "sum_1"),
             (lambda m, x: m.linear(torch.cat([x, x])), "cat"),
-            (lambda m, x: m.linear(m.linear(x.reshape(-1, 4)).reshape(-1, 2, 4)), "reshape_1"),
             (lambda m, x: x.flatten(1) * (m.linear.weight @ m.linear.weight.T).sum(), "matmul"),
         ],
     )

@@ -16,7 +16,7 @@ from tinkering.engines.binder import Forms
 from tinkering.engines.cost import Load, processor
 from tinkering.engines.job import Job
 from tinkering.engines.member_forward import MembersRun, members_run
-from tinkering.graph.capture import as_float32
+from tinkering.graph.capture import as_computed
 from tinkering.layers.stacked import StackedLayer, StackedNorm, StackedTile
 from tinkering.population import StackedPopulation
 
@@ -35,8 +35,8 @@ def prepare(job: Job) -> MembersRun:
 
     def portion(some: slice) -> MembersStack:
         stack = cast(StackedPopulation, members[some].stack())
-        held = stack.params | stack.buffers
-        return MembersStack({name: as_float32(held[name]) for name in held if name in differing})
+        held = as_computed(stack.params | stack.buffers, stack.params)
+        return MembersStack({name: held[name] for name in held if name in differing})
 
     return members_run(job, job.own | params | buffers, differing, _FORMS, portion)
 

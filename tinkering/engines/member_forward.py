@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
+from itertools import groupby
+from operator import itemgetter
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -228,9 +230,18 @@ def members_run(
     if tried and _couples_members(job, forward, portion):
         operation = "its forward (the examples of a batch are not independent)"
         raise UnsupportedLayerError(name, operation)
-    built = sum(state[each].numel() for each in binder.built) * torch.float32.itemsize
-    notes = tuple(
-        f"{each} is built for every member of a tile: {operation} has no other form."
-        for each, operation in binder.built.items()
-    )
-    return MembersRun(job, forward, portion, built, notes)
+    return MembersRun(job, forward, portion, *_built(binder, state))
+
+
+def _built(binder: Binder, state: Mapping[str, Tensor]) -> tuple[int, tuple[str, ...]]:
+    """Return the bytes that are built for a member of a tile, and what a plan says of them."""
+    total, notes = 0, []
+    by_operation = sorted(binder.built.items(), key=itemgetter(1))
+    for operation, pairs in groupby(by_operation, key=itemgetter(1)):
+        names = [name for name, _ in pairs]
+        size = sum(state[name].numel() for name in names) * torch.float32.itemsize
+        more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+        what = f"{names[0]}{more} ({size:,} bytes a member)"
+        notes.append(f"{operation} has no form of its own for {what}: its values are built.")
+        total += size
+    return total, tuple(notes)

@@ -120,7 +120,7 @@ def check(model: nn.Module, population: Population, tensors: Batch, options: Opt
     if options.engine == "factored" and not isinstance(population, PerturbedPopulation):
         raise ArgumentError(
             "engine",
-            '"sequential" or "vmapped" for members that share no centre',
+            '"batched", "sequential" or "vmapped" for members that share no centre',
             f'"factored" for a {type(population).__name__}',
         )
     require_fit(model, population)

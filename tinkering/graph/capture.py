@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,17 +52,28 @@ class Captured:
         """
         names = self.parameters | self.buffers
         values = {**self.constants, **{key: state[name] for key, name in names.items()}}
-        # In a module of float32, what is float64 is so for a reason.
-        keeps = not any(values[key].dtype == torch.float64 for key in self.parameters)
-        return {
-            key: value if keeps and value.dtype == torch.float64 else as_float32(value)
-            for key, value in values.items()
-        }
+        return as_computed(values, self.parameters)
 
 
 def as_float32(value: Tensor) -> Tensor:
     """Return decimal numbers as float32, which engines compute from, and others as they are."""
     return value.float() if value.is_floating_point() else value
+
+
+def as_computed(values: Mapping[str, Tensor], parameters: Collection[str]) -> dict[str, Tensor]:
+    """Return the tensors that engines compute from: `as_float32`, but for what needs its digits.
+
+    Args:
+        values: by name.
+        parameters: names of those that are parameters. In a module whose parameters are float32,
+            what is float64 is so for a reason.
+    """
+    double = torch.float64
+    keeps = not any(values[name].dtype == double for name in parameters)
+    return {
+        name: value if keeps and value.dtype == double else as_float32(value)
+        for name, value in values.items()
+    }
 
 
 class NotCapturedError(UnsupportedLayerError):
