@@ -23,6 +23,8 @@ def draws(*shapes):
 SEES = {
     "words": lambda examples: (torch.randint(WORDS, (examples, LENGTH)),),
     "images": draws((3, SIDE, SIDE)),
+    "rows": draws((5,)),
+    "rows, rows": draws((5,), (5,)),
     "sequences": draws((LENGTH, 5)),
     "tokens": draws((LENGTH, WIDE)),
     "tokens, other tokens": draws((LENGTH, WIDE), (3, WIDE)),
@@ -106,7 +108,7 @@ GROUPED = {"num_key_value_heads": 1}
 IMAGE = {"image_size": SIDE}
 OWN = {"bos_token_id": 0, "eos_token_id": 1}
 
-ZOO = {
+NETWORKS = {
     "GPT-2": of_transformers(
         "words",
         "GPT2LMHeadModel",
@@ -205,4 +207,4 @@ ZOO = {
     "nn.GRUCell": Entry("rows, a state", lambda: Step(nn.GRUCell)),
     "nn.LSTMCell": Entry("rows, a state, a cell", lambda: Step(nn.LSTMCell)),
 }
-"""By the name that the table of docs/modules.md has."""
+"""By the name that the first table of docs/modules.md has."""

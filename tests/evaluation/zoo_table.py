@@ -1,6 +1,6 @@
 """Which engine every network of the zoo gets: ``python tests/evaluation/zoo_table.py``.
 
-It writes the table of docs/modules.md anew, from what `bind` chooses.
+It writes the tables of docs/modules.md anew, from what `bind` chooses.
 """
 
 import warnings
@@ -10,15 +10,17 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from zoo import SEES, ZOO, Entry
+from zoo import NETWORKS, SEES, Entry
+from zoo_layers import LAYERS
 
 from tinkering import LowRank, PerturbedPopulation, UnsupportedLayerError, bind
 
 PAGE = Path(__file__).parents[2] / "docs" / "modules.md"
 MEMBERS, EXAMPLES = 4, 2
-BEGIN, END = "<!-- The table: tests/evaluation/zoo_table.py writes it. -->\n", "\n<!-- Its end. -->"
+PARTS = {"Networks": NETWORKS, "Layers": LAYERS}
+ZOO = NETWORKS | LAYERS
 HEADING = """
-| network | called with | perturbed members | stacked members | what has no member-wise form |
+| module | called with | perturbed members | stacked members | what has no member-wise form |
 |---|---|---|---|---|
 """
 
@@ -69,7 +71,20 @@ def row(name):
     return f"| {' | '.join([name, case.entry.sees, *engines, case.lacking()])} |"
 
 
+def ends(part):
+    """Return the lines of the page between which a part's table is."""
+    return f"<!-- {part}, by tests/evaluation/zoo_table.py -->\n", f"\n<!-- {part}, the end -->"
+
+
+def rows_of_the_page(part):
+    """Return the lines of a table as it is now, without its heading."""
+    begin, end = ends(part)
+    return PAGE.read_text().split(begin)[1].split(end)[0].strip().splitlines()[2:]
+
+
 if __name__ == "__main__":
-    before, rest = PAGE.read_text().split(BEGIN)
-    after = rest.split(END)[1]
-    PAGE.write_text(f"{before}{BEGIN}{HEADING}{chr(10).join(map(row, ZOO))}\n{END}{after}")
+    for part, entries in PARTS.items():
+        begin, end = ends(part)
+        before, rest = PAGE.read_text().split(begin)
+        lines = "\n".join(map(row, entries))
+        PAGE.write_text(f"{before}{begin}{HEADING}{lines}\n{end}{rest.split(end)[1]}")
