@@ -140,7 +140,9 @@ def arithmetic(node: fx.Node, binder: Binder) -> MemberNode | None:
     """Return the member-wise form of adding or multiplying a parameter; None if it has none."""
     operands = list(node.args[:2])
     names = [binder.name(operand) for operand in operands]
-    (at,) = (i for i in (0, 1) if names[i] is not None)
+    if None not in names:
+        return None  # both are parameters: there are no images to add to
+    at = 0 if names[0] is not None else 1
     data = operands[1 - at]
     parameter = operands[at]
     if not (isinstance(data, fx.Node) and isinstance(parameter, fx.Node)):
