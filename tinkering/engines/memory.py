@@ -75,17 +75,23 @@ def _work_of_others(node: fx.Node) -> int:
 
     Each number of a matrix is met once for every position: a token, a step in time, a pixel.
     """
-    matrices = [
-        source.meta["val"].numel()
-        for source in node.all_input_nodes
-        if source.op == "placeholder" and source.meta["val"].dim() > 1
-    ]
-    inputs = [source for source in node.all_input_nodes if source.op != "placeholder"]
-    if not matrices or node.target not in _MULTIPLIES:
+    held = [source for source in node.all_input_nodes if _is_held(source)]
+    if not held or node.target not in _MULTIPLIES:
         return 0
-    source = inputs[0] if inputs else node.all_input_nodes[0]
+    numbers = sum(one.meta["val"].numel() for one in held if one.meta["val"].dim() > 1)
+    source = next((source for source in node.all_input_nodes if source not in held), held[0])
     features = source.meta["val"].shape[1 if node.target in _TRANSPOSED else -1]
-    return sum(map(int, matrices)) * max(1, size_of(source) // 4 // int(features))
+    return int(numbers) * max(1, size_of(source) // 4 // _hint(features))
+
+
+def _is_held(node: fx.Node) -> bool:
+    """Return whether a value is a parameter, or another that has no examples."""
+    return node.op == "placeholder" and isinstance(node.meta["val"].numel(), int)
+
+
+def _hint(size: Any) -> int:
+    """Return a size as the example has it; ``int`` would fix the number of examples for good."""
+    return int(size.node.hint if hasattr(size, "node") else size)
 
 
 _aten = torch.ops.aten
@@ -135,7 +141,7 @@ def size_of(node: fx.Node) -> int:
     total = 0
     for value in values if isinstance(values, list | tuple) else [values]:
         if isinstance(value, Tensor):
-            # A number that depends on the examples has a hint: that of two, the example.
-            count: Any = value.numel()
-            total += 4 * (count.node.hint // 2 if hasattr(count, "node") else count)
+            # A number that depends on the examples is that of two.
+            count = value.numel()
+            total += _hint(count) * 4 // (2 if hasattr(count, "node") else 1)
     return total
