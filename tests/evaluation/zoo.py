@@ -25,6 +25,7 @@ SEES = {
     "images": draws((3, SIDE, SIDE)),
     "rows": draws((5,)),
     "rows, rows": draws((5,), (5,)),
+    "pairs of rows": draws((2, 3, 5)),
     "sequences": draws((LENGTH, 5)),
     "tokens": draws((LENGTH, WIDE)),
     "tokens, other tokens": draws((LENGTH, WIDE), (3, WIDE)),

@@ -90,6 +90,8 @@ LAYERS = {
         "tokens", lambda: By(time_first, attend=attention())
     ),
     "`x @ w + b`": Entry("rows", by(lambda m, x: x @ m.w + m.b, w=(5, 3), b=(3,))),
+    "`x @ w`": Entry("pairs of rows", by(lambda m, x: x @ m.w, w=(5, 3))),
+    "`x @ (a + b)`": Entry("rows", by(lambda m, x: x @ (m.a + m.b), a=(5, 3), b=(5, 3))),
     "`einsum('bi,ij->bj', x, w)`": Entry(
         "rows", by(lambda m, x: torch.einsum("bi,ij->bj", x, m.w), w=(5, 3))
     ),

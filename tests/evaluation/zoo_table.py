@@ -19,8 +19,9 @@ PAGE = Path(__file__).parents[2] / "docs" / "modules.md"
 MEMBERS, EXAMPLES = 4, 2
 PARTS = {"Networks": NETWORKS, "Layers": LAYERS}
 ZOO = NETWORKS | LAYERS
+NO_FORM = " has no other form."
 HEADING = """
-| module | called with | perturbed members | stacked members | what has no member-wise form |
+| module | called with | perturbed members | stacked members | members' own values built for |
 |---|---|---|---|---|
 """
 
@@ -42,13 +43,13 @@ class Case:
             return bind(self.model, population, self.inputs, kwargs, in_dims=(0, 0), engine=engine)
 
     def lacking(self):
-        """Return the operation that keeps members out of one pass, "" if none does."""
+        """Return the operations that have no form for noise, or what keeps members apart."""
         try:
-            self.bound(self.perturbed, "factored")
+            notes = self.bound(self.perturbed, "factored").plan.notes
         except UnsupportedLayerError as error:
-            parameters, operation = error.args
-            return f"{operation.removesuffix('.default')}, of {parameters.split(', ')[0]}"
-        return ""
+            return f"none: {error}"
+        said = [note.rpartition(": ")[2].removesuffix(NO_FORM) for note in notes if NO_FORM in note]
+        return ", ".join(dict.fromkeys(name.removesuffix(".default") for name in said))
 
 
 @cache
