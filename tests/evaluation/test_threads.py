@@ -72,6 +72,15 @@ class TestMapInOrder:
         assert torch.get_num_threads() == before
         assert list(map_in_order(lambda _: torch.get_num_threads(), range(3), 3)) == [1, 1, 1]
 
+    @pytest.mark.parametrize("before", [1, 2, 5])
+    def test_one_thread_inside_operations_for_a_while(self, set_threads, before):
+        set_threads(before)
+        seen = []
+        with pytest.raises(KeyError), threads_module.one_thread_inside():
+            {}[seen.append(torch.get_num_threads())]
+        assert seen == [1]
+        assert torch.get_num_threads() == before
+
     def test_threads_are_kept(self):
         seen = [
             set(map_in_order(lambda _: threading.get_ident(), range(8), threads=2))

@@ -13,6 +13,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import cache, partial
 from typing import TypeVar
 
@@ -73,10 +74,28 @@ def _with_one_thread(function: Callable[[Item], Result], item: Item) -> Result:
     A call of a small network takes less than that, and less than a second thread inside
     operations takes to begin.
     """
+    with one_thread_inside():
+        return _without_gradients(function, item)
+
+
+@contextmanager
+def one_thread_inside() -> Iterator[None]:
+    """Have the operations of this thread use no others for a while.
+
+    For what is short, and stands between evaluations: threads inside operations wait for each
+    other and spin, on cores that a pool, or somebody else, has work for.
+
+    Example:
+        >>> before = torch.get_num_threads()
+        >>> with one_thread_inside():
+        ...     inside = torch.get_num_threads()
+        >>> inside, torch.get_num_threads() == before
+        (1, True)
+    """
     before = torch.get_num_threads()
     torch.set_num_threads(1)  # of this thread
     try:
-        return _without_gradients(function, item)
+        yield
     finally:
         torch.set_num_threads(before)
 
