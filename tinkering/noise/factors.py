@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -140,8 +141,7 @@ class LowRankFactors:
 
     def shaped(self, total: Tensor) -> Tensor:
         """Return the matrix in the parameter's shape."""
-        laid = total.view(self.right.shape[2], *self.left.shape[2:])
-        return laid.movedim(-1, 0).contiguous()  # [in, *kernel, out] before
+        return _outputs_first(total, self.left.shape[2:])
 
     def transposed(self) -> LowRankFactors:
         """Return the noise of a matrix as that of its transpose."""
@@ -195,9 +195,15 @@ class SeparableFactors:
 
     def shaped(self, total: Tensor) -> Tensor:
         """Return the matrix in the parameter's shape."""
-        laid = total.view(self.right.shape[2], *self.taps.shape[2:], self.left.shape[2])
-        return laid.movedim(-1, 0).contiguous()
+        return _outputs_first(total, (*self.taps.shape[2:], self.left.shape[2]))
 
     def transposed(self) -> SeparableFactors:
         """Return the noise of a matrix as that of its transpose."""
         return SeparableFactors(self.right, self.taps, self.left)
+
+
+def _outputs_first(total: Tensor, columns: Sequence[int]) -> Tensor:
+    """Return a sum ``[in, kernel and out]`` as ``[out, in, *kernel]``; `columns` are the latter."""
+    *kernel, out = columns
+    turned = total.view(-1, out).T.contiguous()  # of a matrix, which is faster than of its parts
+    return turned.view(out, len(total), *kernel)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from tinkering.engines.evaluation import Evaluation
+from tinkering.engines.thread_pool import one_thread_inside
 from tinkering.errors import ArgumentError
 from tinkering.noise import Stream
 from tinkering.population import Population
@@ -168,19 +169,15 @@ class EvolutionStrategy:
         gradient = self.perturb.gradient(generation, as_evaluation(evaluation))
         if gradient is None:
             return _lost(state, "no finite fitness")
-        after = stepped(
-            self.optimiser,
-            state.params,
-            gradient,
-            self._rate(state.generation),
-            {name: group.step for name, group in self._groups_of(state).items()},
-            state.optimiser,
-        )
-        if after is None:
-            return _lost(state, "update not finite")
-        params, optimiser = after
+        rate = self._rate(state.generation)
+        factors = {name: group.step for name, group in self._groups_of(state).items()}
         past = min(self.averaging, (state.generation + 1) / (state.generation + 10))
-        average = {name: p.lerp(state.average[name], past) for name, p in params.items()}
+        with one_thread_inside():
+            after = stepped(self.optimiser, state.params, gradient, rate, factors, state.optimiser)
+            if after is None:
+                return _lost(state, "update not finite")
+            params, optimiser = after
+            average = {name: p.lerp(state.average[name], past) for name, p in params.items()}
         return EvolutionState(
             state.generation + 1, params, average, optimiser, state.fixed, "moved", state.lost
         )

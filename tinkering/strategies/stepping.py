@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map_only
 
 from tinkering.errors import ArgumentError
 from tinkering.strategies.told import all_finite
@@ -98,7 +98,8 @@ def stepped(
     moved = {name: p.clone() for name, p in params.items()}
     optimiser = fresh_optimiser(make, moved, rate, factors)
     rates = [group["lr"] for group in optimiser.param_groups]
-    optimiser.load_state_dict(copy.deepcopy(dict(state)))
+    # A step writes into the tensors of the state that it is given.
+    optimiser.load_state_dict(tree_map_only(Tensor, torch.clone, dict(state)))
     # What was loaded has the rates of the step before.
     for group, now in zip(optimiser.param_groups, rates, strict=True):
         group["lr"] = now

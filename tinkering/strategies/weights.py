@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from tinkering.engines.evaluation import Evaluation
-from tinkering.engines.thread_pool import map_in_order
+from tinkering.engines.thread_pool import map_in_order, one_thread_inside
 from tinkering.errors import ArgumentError
 from tinkering.noise import LowRank, Noise
 from tinkering.population import PerturbedPopulation
@@ -130,9 +130,10 @@ class Weights:
         else:
             utilities = shaping(group_advantages(fitness, self.group))
         population = self.around(generation)
-        # Side by side, each on a thread: threads inside so short an operation wait for each other.
+        # Portions side by side, and no threads inside: in operations so short they would wait.
         mapped = partial(map_in_order, threads=torch.get_num_threads())
-        total = population.weighted_noise(utilities / self.population, mapped)
-        if generation.shaping == "raw":  # the gradient itself: fitness per unit of the parameter
-            return {name: noise / population.sigma_of(name) for name, noise in total.items()}
-        return {name: noise / generation.factors[name] for name, noise in total.items()}
+        with one_thread_inside():
+            total = population.weighted_noise(utilities / self.population, mapped)
+            if generation.shaping == "raw":  # the gradient itself: fitness per unit of parameter
+                return {name: noise / population.sigma_of(name) for name, noise in total.items()}
+            return {name: noise / generation.factors[name] for name, noise in total.items()}
