@@ -18,6 +18,7 @@ from tinkering.engines.activations import image_parts
 from tinkering.engines.evaluation import Evaluation
 from tinkering.engines.planning import Plan
 from tinkering.engines.rating import Fitness
+from tinkering.engines.thread_pool import one_thread_inside
 from tinkering.errors import ArgumentError
 from tinkering.evaluation.batchnorm import reference_statistics
 from tinkering.evaluation.entry import evaluate, plan_evaluation
@@ -122,7 +123,7 @@ class Classification:
             ArgumentError: (a ``ValueError``) the population has no whole groups, or, with
                 renewed statistics, no centre.
         """
-        return self._evaluated(population, generation, None, None)
+        return self._evaluated(population, generation, None)
 
     def parts(self, population: Population, count: int) -> list[slice]:
         """Return portions to evaluate apart: of the members, or of the images of activations.
@@ -142,7 +143,7 @@ class Classification:
 
     def part(self, population: Population, generation: int, part: slice) -> Evaluation:
         """Return the evaluation of one of `parts`; together they have the bits of the whole."""
-        return self._evaluated(population, generation, part, self._plan_of(population))
+        return self._evaluated(population, generation, part)
 
     def plan(self, population: Population) -> Plan:
         """Return how a population would be evaluated.
@@ -156,26 +157,22 @@ class Classification:
         return plan_evaluation(self._model.eval(), held, x, in_dims, **options)
 
     @torch.no_grad()
-    def _evaluated(
-        self,
-        population: Population,
-        generation: int,
-        part: slice | None,
-        planned: Plan | None,
-    ) -> Evaluation:
+    def _evaluated(self, population: Population, generation: int, part: slice | None) -> Evaluation:
         """Return the evaluation of a part, or of the whole."""
+        planned = self._plan_of(population)
         held = self._with_statistics(population, generation)
         if part is not None and isinstance(held, CountedPopulation):
             held = held[part]
         elif part is not None:
             held = replace(cast(PerturbedActivations, held), first=part.start)
-        x, y, in_dims = self._images(held, generation, part)
         options: dict[str, Any] = {
             "dtype": self._dtype,
             "memory": self._memory,
             "planned": planned,
         }
-        return evaluate(self._model.eval(), held, x, y, self._fitness, in_dims, **options)
+        with one_thread_inside():  # members are evaluated side by side, on threads of their own
+            x, y, in_dims = self._images(held, generation, part)
+            return evaluate(self._model.eval(), held, x, y, self._fitness, in_dims, **options)
 
     def _images(
         self, population: Population, generation: int, part: slice | None
