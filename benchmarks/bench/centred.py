@@ -36,9 +36,13 @@ def population(
         noise: of rank 1 by default.
         everything: whether the scales of norms evolve as well.
     """
+    return PerturbedPopulation(evolving(model, everything), size, _SIGMA, noise or LowRank(1))
+
+
+def evolving(model: nn.Module, everything: bool = False) -> dict[str, Tensor]:
+    """Return the parameters that evolve, by name, as `population` has them."""
     fixed = set() if everything else norm_scales(model)
-    evolving = {n: p.detach() for n, p in model.named_parameters() if n not in fixed}
-    return PerturbedPopulation(evolving, size, _SIGMA, noise or LowRank(1))
+    return {n: p.detach() for n, p in model.named_parameters() if n not in fixed}
 
 
 def _contender(

@@ -31,6 +31,8 @@ class Sizes:
     few_members: int = 1_000
     many_members: int = 100_000
     """Members whose evaluation's memory is compared."""
+    generations: int = 6
+    """Of a run at width 64 whose generations are timed; narrower networks do more in the time."""
     cold_rounds: int = 3
     """Starts of new processes, at most."""
     policies: tuple[int, int] = (256, 1024)
@@ -59,6 +61,7 @@ QUICK = Sizes(
     compiled=False,
     few_members=500,
     many_members=2_000,
+    generations=1,
     cold_rounds=1,
     policies=(4, 8),
     sequences=4,

@@ -5,7 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import partial
 
-from benchmarks.bench import attention, centred, explicit, peers, policies, processes
+from benchmarks.bench import (
+    attention,
+    centred,
+    explicit,
+    generations,
+    peers,
+    policies,
+    processes,
+)
 from benchmarks.bench.experiment import Bench, Experiment, matches, pure_name
 from benchmarks.bench.judge import Row
 from benchmarks.bench.networks import NETWORKS
@@ -21,7 +29,7 @@ def suite(sizes: Sizes) -> list[Experiment]:
         for width in sizes.widths
         if name == "resnet" or width != sizes.middle
     ]
-    for room in (explicit, centred, policies, attention, processes, peers):
+    for room in (explicit, centred, policies, attention, generations, processes, peers):
         found += room.experiments(sizes)
     return found
 

@@ -10,7 +10,7 @@ import sys
 import pytest
 import torch
 
-from benchmarks.bench import centred, command, experiment, explicit, networks
+from benchmarks.bench import centred, command, experiment, explicit, generations, networks
 from benchmarks.bench.judge import Figure, Row, Target
 from benchmarks.bench.settings import QUICK
 from benchmarks.bench.suite import rows_of
@@ -18,7 +18,7 @@ from benchmarks.bench.suite import rows_of
 pytestmark = pytest.mark.usefixtures("same_threads")
 PARTS = (
     *("call", "fp32", "bf16", "factored", "shared", "vgg", "preact"),
-    *("noise", "memory", "peer", "pure"),
+    *("evolve", "update", "noise", "memory", "peer", "pure"),
     *("stacked", "perturbed", "gru", "dense", "python", "causal", "vit"),
 )
 """All but the cold start, which takes a compiler's time."""
@@ -41,7 +41,7 @@ def whole(tmp_path_factory):
     multiprocessing.set_forkserver_preload(["torch._dynamo", "benchmarks.bench.processes"])
     with pytest.MonkeyPatch.context() as patched:
         kept = functools.cache(networks.network)  # each is captured once, not in every experiment
-        for room in (centred, experiment, explicit):
+        for room in (centred, experiment, explicit, generations):
             patched.setattr(room, "network", kept)
         patched.setattr(sys, "argv", ["bench", *map(str, words)])
         code, printed, error = called(*words)

@@ -73,6 +73,7 @@ class TestSuite:
             *("call-vs-vmap", "call-vs-loop", "bf16-vs-vmap", "bf16-vs-vmap-bound"),
             *("bf16-b64-vs-pure", "bf16-b256-vs-pure", "shared-w64"),
             *(f"factored-w{width}{way}" for width in (64, 16, 8) for way in ("", "-every")),
+            *("evolve-w64", "evolve-w16", "evolve-w8", "update-w64", "update-w8"),
             *("vgg-w64", "preact-w64", "vgg-w8", "preact-w8", "noise-w8", "noise-w64"),
             *(f"call-{n}-{m}" for n in ("4-32-32-2", "40-128-128-8") for m in (64, 1024)),
             *("stacked-4-32-32-2-256", "stacked-4-32-32-2-1024", "stacked-376-256-256-17-256"),
