@@ -84,6 +84,23 @@ def shuffled_halves(m, x):
 FUSES = {
     "conv bn relu": (Net(lambda m, x: F.relu(m.bn(m.conv(x))), conv=conv(), bn=norm()), "CNR"),
     "conv relu": (Net(lambda m, x: m.conv(x).relu(), conv=conv()), "CR"),
+    "conv bn and other functions": (
+        Net(
+            lambda m, x: F.gelu(m.linear(F.silu(m.bn(F.relu6(m.conv(x)))).mean((2, 3)))),
+            conv=conv(),
+            bn=norm(),
+            linear=nn.Linear(4, 5),
+        ),
+        "Cclamp Nsilu mean Lgelu",
+    ),
+    "conv add and other functions": (
+        Net(
+            lambda m, x: F.gelu(m.last(F.hardswish(m.conv(x) + torch.tanh(x))), approximate="tanh"),
+            conv=conv(outputs=3),
+            last=conv(3),
+        ),
+        "tanh CAhardswish Cgelu_tanh",
+    ),
     "conv bn add relu": (
         Net(
             lambda m, x: F.relu(m.bn(m.conv(x)) + torch.tanh(x)),

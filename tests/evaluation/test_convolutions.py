@@ -94,7 +94,7 @@ def layer_of(weight, bias, walk, dtype):
     convolve = CONVOLUTIONS[weight.dim() - 3]
     node = graph.call_function(convolve, (*given, *map(list, walk[:3]), walk[3]))
     folded = Folded(torch.ones(len(weight)), bias.float(), weight.float())
-    return ConvLayer(Fused(node, None, None, False, node), folded, False, dtype)
+    return ConvLayer(Fused(node, None, None, None, node), folded, None, dtype)
 
 
 def check_layer(case, dtype):

@@ -44,7 +44,7 @@ from tinkering.errors import ArgumentError, UnsupportedLayerError
 from tinkering.evaluation.batchnorm import Reference
 from tinkering.evaluation.entry import forward
 from tinkering.layers import onednn
-from tinkering.native import correction
+from tinkering.native import calls
 from tinkering.noise import Dense, LowRank, Separable
 from tinkering.population import StackedPopulation
 
@@ -240,7 +240,7 @@ BESIDE_KERNELS += [pre_activation_resnet, Shared, lenet, biased_and_normed]
 def test_without_kernels(monkeypatch, build, packed, native):
     """What a machine without a compiler, or another build of PyTorch, falls back to."""
     if not native:
-        monkeypatch.setattr(correction, "available", lambda _: False)
+        monkeypatch.setattr(calls, "available", lambda _: False)
     if not packed:
         monkeypatch.setattr(onednn, "packed_convolutions_work", lambda _: False)
     around = Case(build, "factored", own=True)

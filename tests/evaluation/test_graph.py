@@ -11,6 +11,7 @@ from small_nets import loop, program
 from torch import nn
 
 import tinkering
+from tinkering.graph.activation import RECTIFIER
 from tinkering.graph.program import LINEAR, NORM, Fused
 from tinkering.graph.runner import Runner
 from tinkering.layers.centre import layer
@@ -45,8 +46,10 @@ def letters(step):
             0
         ].endswith("_")
     kind = {LINEAR: "L", NORM: "N"}.get(step.layer.target, "C")
+    known = {None: "", RECTIFIER: "R"}
+    behind = "N" * (step.norm is not None) + "A" * (step.residual is not None)
     return (
-        kind + "N" * (step.norm is not None) + "A" * (step.residual is not None) + "R" * step.relu
+        kind + behind + known.get(step.activation, str(step.activation and step.activation.curve))
     )
 
 

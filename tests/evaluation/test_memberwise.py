@@ -10,6 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tinkering import noise as noises
+from tinkering.graph.activation import CURVES, Activation
+from tinkering.layers.after import Affine, After
 from tinkering.layers.low_rank import (
     Correction,
     embedding_noise,
@@ -17,9 +19,11 @@ from tinkering.layers.low_rank import (
     of_members,
     plain_correction,
 )
+from tinkering.native import calls
 from tinkering.native import correction as native
 from tinkering.native.build import library
-from tinkering.native.correction import Shape
+from tinkering.native.correction import LayerNoise, Shape
+from tinkering.native.depthwise import Depthwise
 from tinkering.noise import Dense, LowRank, Separable, Stream
 
 needs_kernels = pytest.mark.skipif(library() is None, reason="no C++ compiler on this machine")
@@ -48,9 +52,10 @@ class Layer:
     def expected(self):
         """One image after the other, in double precision."""
         images = []
-        walk = (self.shape.stride, self.shape.padding, self.shape.dilation)
+        shape = self.shape
+        walk = (shape.stride, shape.padding, shape.dilation, shape.groups)
         for i, (row, sign) in enumerate(zip(self.rows, self.signs.double(), strict=True)):
-            out = torch.zeros(1, self.shape.outputs, *self.shape.result, dtype=torch.float64)
+            out = torch.zeros(1, shape.outputs * shape.groups, *shape.result, dtype=torch.float64)
             if self.weight is not None:
                 weight = self.weight.dense()[row].double() * self.scale.view(-1, 1, 1, 1)
                 out += F.conv2d(self.x[i : i + 1].double(), weight * sign, None, *walk)
@@ -65,7 +70,8 @@ def channels_last(x, dtype):
 
 
 def make_layer(sizes, kind, seed, dtype, with_shift=True, with_residual=True, pairs=3, images=5):
-    channels, outputs, image, kernel, stride, padding, dilation = sizes
+    channels, outputs, groups, image, kernel, stride, padding, dilation = sizes
+    whole = outputs * groups
     result = tuple(
         (size + 2 * pad - spread * (taps - 1) - 1) // step + 1
         for size, taps, step, pad, spread in zip(
@@ -75,13 +81,13 @@ def make_layer(sizes, kind, seed, dtype, with_shift=True, with_residual=True, pa
     g = torch.Generator().manual_seed(seed)
     stream, names = Stream(seed, 1), range(pairs)
     return Layer(
-        Shape(channels, outputs, image, result, kernel, stride, padding, dilation),
-        kind and draw_one(kind, stream, "weight", (outputs, channels, *kernel), names),
-        torch.rand(outputs, generator=g) + 0.5,
-        draw_one(Dense(), stream, "bias", (outputs,), names).dense() if with_shift else None,
-        torch.rand(outputs, generator=g) + 0.5,
-        channels_last(torch.randn(images, channels, *image, generator=g), dtype),
-        channels_last(torch.randn(images, outputs, *result, generator=g), dtype)
+        Shape(channels, outputs, groups, image, result, kernel, stride, padding, dilation),
+        kind and draw_one(kind, stream, "weight", (whole, channels, *kernel), names),
+        torch.rand(whole, generator=g) + 0.5,
+        draw_one(Dense(), stream, "bias", (whole,), names).dense() if with_shift else None,
+        torch.rand(whole, generator=g) + 0.5,
+        channels_last(torch.randn(images, channels * groups, *image, generator=g), dtype),
+        channels_last(torch.randn(images, whole, *result, generator=g), dtype)
         if with_residual
         else None,
         torch.randint(pairs, (images,), generator=g),
@@ -116,17 +122,127 @@ def layer_sizes(draw):
     stride = draw(two(st.integers(1, 3)))
     outputs = draw(st.integers(1, 40) | st.sampled_from([8, 16, 32]))
     channels = draw(st.integers(1, 40) | st.sampled_from([8, 16, 32]))
-    return channels, outputs, image, kernel, stride, padding, dilation
+    groups = draw(st.sampled_from([1, 1, 1, 2, 3, 8]))
+    if groups > 1:
+        channels, outputs = min(channels, 8), min(outputs, 16)
+    return channels, outputs, groups, image, kernel, stride, padding, dilation
 
 
 layers = st.tuples(
-    layer_sizes() | st.just((16, 16, (7, 9), (3, 3), (1, 1), (1, 1), (1, 1))),
+    layer_sizes() | st.just((16, 16, 1, (7, 9), (3, 3), (1, 1), (1, 1), (1, 1))),
     st.sampled_from([*KINDS, None]),
     st.integers(0, 1000),
     st.just(torch.float32),
     st.booleans(),
     st.booleans(),
 )
+
+ACTIVATIONS = [None, *(Activation(curve) for curve in CURVES), Activation("clamp", 0.0, 6.0)]
+
+
+def finish(layer, out, after):
+    """What stands behind a layer, one image after the other, in double precision."""
+    images = []
+    for i, (row, sign) in enumerate(zip(layer.rows, layer.signs.double(), strict=True)):
+        image = out[i].double()
+        if after.affine is not None:
+            own = [after.affine.scale.double(), after.affine.shift.double()]
+            for at, noise in enumerate(after.noise):
+                if noise is not None:
+                    own[at] = own[at] + noise[row].double() * sign * after.sigma
+            image = image * own[0].view(-1, 1, 1) + own[1].view(-1, 1, 1)
+        if layer.residual is not None:
+            image = image + layer.residual[i].double()
+        images.append(image if after.activation is None else after.activation(image))
+    return torch.stack(images)
+
+
+def make_after(layer, activation, which, seed, pairs=3):
+    """`which` of the scale, its noise, and the noise of the shift are there."""
+    torch.manual_seed(seed)
+    count = layer.shape.outputs * layer.shape.groups
+    if not which[0]:
+        return After(activation)
+    noise = [torch.randn(pairs, count) if there else None for there in which[1:]]
+    return After(activation, Affine(torch.randn(count), torch.randn(count)), tuple(noise), 0.3)
+
+
+def assert_finished(result, expected, tolerance):
+    assert result.shape == expected.shape
+    assert result.is_contiguous(memory_format=torch.channels_last)
+    scale = expected.abs().max().clamp(min=1)
+    assert ((result.double() - expected).abs().max() / scale).item() <= tolerance
+
+
+behind = st.tuples(
+    st.sampled_from(ACTIVATIONS), st.tuples(*[st.booleans()] * 3), st.integers(0, 99)
+)
+
+
+class TestFinished:
+    @needs_kernels
+    @settings(max_examples=250)
+    @given(layers, behind, st.sampled_from([(torch.float32, 1e-5), (torch.bfloat16, 2**-7)]))
+    def test_the_kernel_and_its_plain_form_equal_a_loop(self, given_, behind, dtype):
+        dtype, tolerance = dtype
+        layer = make_layer(*given_[:3], dtype, *given_[4:])
+        after = make_after(layer, *behind)
+        shape = (len(layer.x), layer.shape.outputs * layer.shape.groups, *layer.shape.result)
+        product = channels_last(torch.randn(shape), dtype)
+        residual, layer.residual = layer.residual, None
+        total = product.double() + layer.expected()
+        layer.residual = residual
+        expected = finish(layer, total, after)
+        for serves in (True, False):
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(calls, "available", lambda _, serves=serves: serves)
+                add = Correction(layer.shape, layer.noise)
+                held = product.clone(memory_format=torch.preserve_format)
+                result = add.finished(layer.x, held, residual, after, layer.rows, layer.signs)
+            # The plain form rounds on the way, several times.
+            more = 1 if serves or dtype == torch.float32 else 8
+            assert_finished(result, expected, more * tolerance)
+
+
+class TestDepthwise:
+    @needs_kernels
+    @settings(max_examples=250)
+    @given(layers, behind, st.sampled_from([(torch.float32, 1e-5), (torch.bfloat16, 2**-7)]))
+    def test_equals_a_loop_over_images(self, given_, behind, dtype):
+        dtype, tolerance = dtype
+        (_, outputs, _, *walk), kind, seed, _, *with_ = given_
+        layer = make_layer((1, 1, outputs, *walk), kind, seed, dtype, *with_)
+        after, shape = make_after(layer, *behind), layer.shape
+        weight, shift = torch.randn(outputs, 1, *shape.kernel), torch.randn(outputs)
+        residual, layer.residual = layer.residual, None
+        convolved = F.conv2d(
+            layer.x.double(), weight.double(), shift.double(),
+            shape.stride, shape.padding, shape.dilation, outputs,
+        )  # fmt: skip
+        total = convolved + layer.expected()
+        layer.residual = residual
+        expected = finish(layer, total, after)
+        left = None
+        if layer.weight is not None:
+            left = layer.weight.dense().flatten(2).flatten(1).view(3, outputs, -1).mT.contiguous()
+        noise = LayerNoise(left, None, None, layer.scale, layer.shift, layer.shift_scale)
+        convolve = Depthwise(shape, noise, weight.flatten(1).T.contiguous(), shift)
+        result = convolve(after.native, layer.x, residual, layer.rows, layer.signs)
+        assert result.dtype == dtype
+        assert_finished(result, expected, tolerance)
+
+    @needs_kernels
+    @pytest.mark.parametrize("kernel", [1, 3, 5, 7])
+    @pytest.mark.parametrize("stride", [1, 2])
+    @pytest.mark.parametrize("channels", [5, 16, 24])
+    def test_the_kernels_that_are_unrolled(self, kernel, stride, channels):
+        for size in (kernel, 13):
+            walk = (size, size), (kernel, kernel), (stride, stride), (kernel // 2,) * 2, (1, 1)
+            sizes = (0, channels, 0, *walk)
+            given_ = (sizes, Dense(), 1, torch.float32, True, True)
+            check = TestDepthwise.test_equals_a_loop_over_images.hypothesis.inner_test
+            act = (Activation("gelu"), (True, True, True), 1)
+            check(self, given_, act, (torch.float32, 1e-5))
 
 
 class TestCorrection:
@@ -167,7 +283,7 @@ class TestCorrection:
     @pytest.mark.parametrize("kind", KINDS, ids=str)
     @pytest.mark.parametrize("outputs", [5, 16, 24])
     def test_the_result_may_lie_in_the_residuals_memory(self, dtype, kind, outputs):
-        sizes = (16, outputs, (9, 10), (3, 3), (1, 1), (1, 1), (1, 1))
+        sizes = (16, outputs, 1, (9, 10), (3, 3), (1, 1), (1, 1), (1, 1))
         layer = make_layer(sizes, kind, 7, dtype)
         expected = layer.expected()
         out = layer.residual.clone(memory_format=torch.preserve_format)
@@ -179,7 +295,9 @@ class TestCorrection:
 
     @needs_kernels
     def test_one_object_serves_images_in_other_numbers_and_of_other_rows(self):
-        layer = make_layer((6, 7, (5, 5), (3, 2), (2, 1), (1, 0), (1, 2)), LowRank(2), 3, DTYPES[0])
+        layer = make_layer(
+            (6, 7, 1, (5, 5), (3, 2), (2, 1), (1, 0), (1, 2)), LowRank(2), 3, DTYPES[0]
+        )
         add = Correction(layer.shape, layer.noise)
         whole = add(layer.x, layer.residual, layer.rows, layer.signs)
         order = torch.tensor([4, 0, 0, 2, 3, 1, 1])
@@ -193,8 +311,10 @@ class TestCorrection:
         assert_right(whole, layer, 1e-5)
 
     def test_without_kernels_the_plain_form_serves(self, monkeypatch):
-        monkeypatch.setattr(native, "library", lambda: None)
-        layer = make_layer((6, 7, (5, 5), (3, 3), (1, 1), (1, 1), (1, 1)), LowRank(), 3, DTYPES[0])
+        monkeypatch.setattr(calls, "library", lambda: None)
+        layer = make_layer(
+            (6, 7, 1, (5, 5), (3, 3), (1, 1), (1, 1), (1, 1)), LowRank(), 3, DTYPES[0]
+        )
         add = Correction(layer.shape, layer.noise)
         result = add(layer.x, layer.residual, layer.rows, layer.signs)
         assert_right(result, layer, 1e-5)

@@ -9,6 +9,7 @@ from torch import nn
 
 from tinkering import noise as noises
 from tinkering.evaluation.entry import forward
+from tinkering.graph.activation import RECTIFIER, Activation
 from tinkering.layers.low_rank import Correction, layer_noise
 from tinkering.layers.narrow import NarrowConv, is_narrow
 from tinkering.layers.onednn import Geometry
@@ -43,7 +44,8 @@ class TestAgainstFloat32:
         least = [max(1, r - 2 * p) for r, p in zip(reach, padding, strict=True)]
         size = [draw(st.integers(one, one + 15)) for one in least]
         kind = draw(st.sampled_from([Dense(), LowRank(1), LowRank(2), Separable(1), Separable(2)]))
-        relu, with_residual, with_shift = (draw(st.booleans()) for _ in range(3))
+        with_residual, with_shift = (draw(st.booleans()) for _ in range(2))
+        activation = draw(st.sampled_from([None, RECTIFIER, Activation("silu")]))
         images, pairs = 3, 2
         rows, signs = torch.tensor([1, 0, 1]), torch.tensor([1.0, -1.0, -1.0])
 
@@ -67,14 +69,14 @@ class TestAgainstFloat32:
         residual = channels_last(*expected.shape) if with_residual else None
         if residual is not None:
             expected = expected + residual.float()
-        expected = F.relu(expected) if relu else expected
+        expected = expected if activation is None else activation(expected)
 
         half = torch.full((outputs,), 0.5)
         add = Correction(
-            Shape(channels, outputs, tuple(size), tuple(expected.shape[2:]), kernel, *geometry),
+            Shape(channels, outputs, 1, tuple(size), tuple(expected.shape[2:]), kernel, *geometry),
             layer_noise(noise, scale, shift_noise, half),
         )
-        conv = NarrowConv(weight, shift, relu)
+        conv = NarrowConv(weight, shift, activation)
         result = conv(x, residual, add, rows, signs, overwrite=False)
         assert result.dtype == torch.bfloat16
         # One rounding to bfloat16 at the end, and sums in another order.

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 
 import tinkering
+from tinkering.graph.activation import RECTIFIER
 from tinkering.layers import onednn
 from tinkering.layers.onednn import FusedConv, Geometry
 
@@ -42,11 +43,11 @@ def channels_last(*shape):
     return torch.randn(*shape).contiguous(memory_format=torch.channels_last)
 
 
-def in_float64(x, other, weight, bias, geometry, relu):
+def in_float64(x, other, weight, bias, geometry, activation):
     walk = geometry.stride, geometry.padding, geometry.dilation, geometry.groups
     out = F.conv2d(x.double(), weight.double(), bias.double(), *walk)
     out = out if other is None else out + other.double()
-    return out.clamp(min=0) if relu else out
+    return out if activation is None else activation(out)
 
 
 def assert_near(result, expected, tolerance):
@@ -54,28 +55,28 @@ def assert_near(result, expected, tolerance):
     assert (result.double() - expected).abs().max() <= tolerance * expected.abs().max()
 
 
-def made(name, dtype, relu):
+def made(name, dtype, activation):
     """A layer, its weights, and inputs of some images for it."""
     shape, geometry = LAYERS[name]
     weight, bias = torch.randn(shape).to(dtype), torch.randn(shape[0]).to(dtype)
 
     def inputs(images, size=9):
         x = channels_last(images, shape[1] * geometry.groups, size, size).to(dtype)
-        out = in_float64(x, None, weight, bias, geometry, relu)
+        out = in_float64(x, None, weight, bias, geometry, activation)
         return x, channels_last(*out.shape).to(dtype)
 
     def expected(x, other):
-        return in_float64(x, other, weight, bias, geometry, relu)
+        return in_float64(x, other, weight, bias, geometry, activation)
 
-    return FusedConv(weight, bias, geometry, relu), inputs, expected
+    return FusedConv(weight, bias, geometry, activation), inputs, expected
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), DTYPES, ids=str)
-@pytest.mark.parametrize("relu", [True, False])
+@pytest.mark.parametrize("activation", [None, *onednn._CHECKED], ids=str)
 @pytest.mark.parametrize("name", LAYERS)
 class TestFusedConv:
-    def test_with_and_without_a_summand(self, name, relu, dtype, tolerance):
-        layer, inputs, expected = made(name, dtype, relu)
+    def test_with_and_without_a_summand(self, name, activation, dtype, tolerance):
+        layer, inputs, expected = made(name, dtype, activation)
         for images in (5, 1, 12, 5):  # packed by the first, and right for all
             x, other = inputs(images)
             wanted = expected(x, other), expected(x, None)
@@ -83,11 +84,12 @@ class TestFusedConv:
             result = layer(x, other.clone(memory_format=torch.preserve_format))
             assert_near(result, wanted[0], tolerance)
             assert_near(layer(x), wanted[1], tolerance)
-            assert (result < 0).any() != relu
+            if activation in (None, RECTIFIER):
+                assert (result < 0).any() == (activation is None)
             assert torch.equal(x, kept)
 
-    def test_images_of_another_size(self, name, relu, dtype, tolerance):
-        layer, inputs, expected = made(name, dtype, relu)
+    def test_images_of_another_size(self, name, activation, dtype, tolerance):
+        layer, inputs, expected = made(name, dtype, activation)
         for images, size in ((2, 9), (3, 6), (1, 15)):
             x, other = inputs(images, size)
             wanted = expected(x, other)
@@ -108,7 +110,7 @@ class TestFaults:
 
         monkeypatch.setattr(onednn, call, missing)
         caplog.set_level("INFO", "tinkering")
-        layer, inputs, expected = made("stride", torch.float32, relu=True)
+        layer, inputs, expected = made("stride", torch.float32, RECTIFIER)
         for given in (inputs(3), (inputs(3)[0], None)):
             wanted = expected(*given)
             assert_near(layer(*given), wanted, 1e-5)
@@ -119,7 +121,7 @@ class TestFaults:
     def test_a_wrong_result_is_found_and_the_public_path_serves(self, monkeypatch, call):
         real = getattr(onednn, call)
         monkeypatch.setattr(onednn, call, lambda *a, **k: real(*a, **k) * 1.5)
-        layer, inputs, expected = made("stride", torch.float32, relu=True)
+        layer, inputs, expected = made("stride", torch.float32, RECTIFIER)
         x, other = inputs(3)
         wanted = expected(x, other)
         with pytest.warns(UserWarning, match="convolutions are not used: wrong results"):
@@ -135,9 +137,9 @@ class TestTrust:
         real = onednn._convolve
         calls = []
 
-        def wrong_in_groups(x, packed, bias, walk, relu):
+        def wrong_in_groups(x, packed, bias, walk, activation):
             calls.append(len(x))
-            result = real(x, packed, bias, walk, relu)
+            result = real(x, packed, bias, walk, activation)
             if walk[-1] == 4:
                 result[..., -1] = 0.0
             return result
@@ -145,22 +147,22 @@ class TestTrust:
         monkeypatch.setattr(onednn, "_convolve", wrong_in_groups)
         caplog.set_level("INFO", "tinkering")
         monkeypatch.setitem(LAYERS, "four groups", self.GROUPED)
-        layer, inputs, expected = made("four groups", torch.bfloat16, relu=True)
-        other_layer = made("four groups", torch.bfloat16, relu=False)[0]
+        layer, inputs, expected = made("four groups", torch.bfloat16, RECTIFIER)
+        other_layer = made("four groups", torch.bfloat16, None)[0]
         for images in (3, 5):
             x, other = inputs(images)
             wanted = expected(x, other)
             assert_near(layer(x, other), wanted, 0.02)
             other_layer(x)
         # The check of the calls, and that of the geometry.
-        assert calls == [2, 1]
+        assert calls == [2] * len(onednn._CHECKED) + [1]
         assert caplog.text.count("images [9, 9] is wrong with weights [24, 2, 3, 3]") == 1
 
     @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
     @pytest.mark.parametrize("name", ["3x3", "stride", "1x1", "depthwise", "odd"])
     def test_what_is_ordinary_is_not_checked(self, monkeypatch, name, dtype):
         monkeypatch.setattr(onednn, "_agrees", lambda *_: pytest.fail("was checked"))
-        layer, inputs, _ = made(name, dtype, relu=True)
+        layer, inputs, _ = made(name, dtype, RECTIFIER)
         monkeypatch.setattr(onednn, "_contiguous", lambda *_: pytest.fail("is not trusted"))
         layer(*inputs(2))
 
@@ -168,7 +170,7 @@ class TestTrust:
         checked = []
         monkeypatch.setattr(onednn, "_agrees", lambda *case: checked.append(case[2]) or True)
         monkeypatch.setitem(LAYERS, "four groups", self.GROUPED)
-        layer, inputs, _ = made("four groups", torch.float32, relu=True)
+        layer, inputs, _ = made("four groups", torch.float32, RECTIFIER)
         for size in (9, 9, 6, 9, 6):
             layer(*inputs(2, size))
         assert checked == [(9, 9), (6, 6)]

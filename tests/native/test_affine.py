@@ -9,9 +9,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tinkering.layers import centre as layers
-from tinkering.layers.centre import Affine
-from tinkering.native import correction
+from tinkering.graph.activation import RECTIFIER
+from tinkering.layers.after import Affine, After
+from tinkering.native import after as native
 from tinkering.native.build import library
 
 pytestmark = pytest.mark.skipif(library() is None, reason="no C++ compiler on this machine")
@@ -20,12 +20,8 @@ NAN, INF = float("nan"), float("inf")
 
 def both(x, residual, folded, noise, relu, rows, signs, sigma):
     """What the kernel and the plain form make of the same arguments."""
-    arguments = (x, residual, folded, noise, relu, rows, signs, sigma)
-    kernel = layers.affine(*arguments)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(correction, "available", lambda _: False)
-        plain = layers.affine(*arguments)
-    return kernel, plain
+    after = After(RECTIFIER if relu else None, folded, noise, sigma)
+    return after(x, residual, rows, signs), after.plain(x, residual, rows, signs)
 
 
 def alone(x, relu=False, scale=1.0, shift=0.0, residual=None):
@@ -101,7 +97,7 @@ class TestAffine:
         x = torch.randn(3, 20, 2, 2).contiguous(memory_format=torch.channels_last)
         scale, shift, expected = torch.randn(20), torch.randn(20), x.clone()
         rows, signs = torch.zeros(3, dtype=torch.int64), torch.ones(3)
-        correction.affine(x, None, x, scale, None, shift, None, 0.0, False, rows, signs)
+        native.affine(native.After(scale=scale, shift=shift), x, None, x, rows, signs)
         expected = expected * scale.view(-1, 1, 1) + shift.view(-1, 1, 1)
         torch.testing.assert_close(x, expected)
 

@@ -148,7 +148,7 @@ def _is_summand(steps: Program, step: Fused) -> bool:
     """Return whether a step's residual is another step's result that nothing else reads."""
     made = {s.last: s for s in steps.fused}
     other = made.get(step.residual) if step.residual is not None else None
-    return other is not None and not other.relu and len(other.last.users) == 1
+    return other is not None and other.activation is None and len(other.last.users) == 1
 
 
 def _target(

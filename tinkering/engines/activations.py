@@ -33,6 +33,7 @@ from tinkering.engines.planning import Plan
 from tinkering.engines.rating import Rater, rated
 from tinkering.engines.thread_pool import map_in_order
 from tinkering.errors import ArgumentError, UnsupportedLayerError
+from tinkering.graph.activation import rectifier_of
 from tinkering.graph.branch import for_each_example, pixels_first
 from tinkering.graph.program import Fused, Program, name_of
 from tinkering.graph.runner import Runner
@@ -67,7 +68,8 @@ class Activations:
         # First: what is random differs between examples as well.
         if job.random:
             raise UnsupportedLayerError(name, "active dropout")
-        steps = job.network.steps(name)
+        # Noise is put in front of other functions: what a result is worth is known there alone.
+        steps = Program(job.network.steps(name).captured, rectifier_of)
         if job.network.coupled:
             operation = "its forward (the examples of a batch are not independent)"
             raise UnsupportedLayerError(name, operation)
@@ -244,9 +246,10 @@ class _Run:
         """Perturb one layer's result, and let every member go on from there."""
         members, stream = self._population.samples, self._population.stream
         target, result = centre.target, centre.result
+        rectified = target.step.activation is not None
         flat = pixels_first(result).flatten(1)
-        amount = self._population.sigma * _size(flat.float(), target.step.relu)
-        mask = (flat > 0) if target.step.relu else torch.ones_like(flat, dtype=torch.bool)
+        amount = self._population.sigma * _size(flat.float(), rectified)
+        mask = (flat > 0) if rectified else torch.ones_like(flat, dtype=torch.bool)
         first, count = self._population.first + part.start, part.stop - part.start
         rows = range(first * members, (first + count) * members)
         signs = stream.signs(target.name, rows, flat.shape[1]).to(flat.dtype)

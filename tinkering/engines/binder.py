@@ -134,7 +134,7 @@ class Binder:
         graph = fx.Graph()
         given = [graph.placeholder(node.name) for node in (weight, bias) if node is not None]
         node = graph.call_function(LINEAR, (graph.placeholder("x"), *given))
-        step = Fused(node, None, None, False, node)
+        step = Fused(node, None, None, None, node)
         names = Names(self.name(weight), self.name(bias), None, None, transposed=transposed)
         values = self._values
         if transposed:

@@ -1,16 +1,16 @@
-"""A captured module as a list of steps, with norms, residuals and rectifiers fused.
+"""A captured module as a list of steps, with norms, residuals and activations fused.
 
 A layer with a weight (a convolution, a linear layer, a norm) takes in what stands behind
 it, as far as nobody else needs the values in between:
 
-    weight -> batch norm in eval mode -> addition of a tensor -> relu
+    weight -> batch norm in eval mode -> addition of a tensor -> relu or another such function
 
 No class and no layer name is looked at, only operations, so this holds for any module.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from tinkering.graph.activation import Activation, activation_of
 from tinkering.graph.capture import Captured
 
 _aten = torch.ops.aten
@@ -36,8 +37,8 @@ class Fused:
     """A convolution, a linear layer, or a batch norm that stands alone."""
     norm: fx.Node | None
     residual: fx.Node | None
-    """A tensor of the result's shape that is added before the rectifier."""
-    relu: bool
+    """A tensor of the result's shape that is added before the activation."""
+    activation: Activation | None
     last: fx.Node
     """The operation whose result this step's result is."""
 
@@ -54,6 +55,7 @@ class Fused:
 
 
 Step = Fused | fx.Node
+_Known = Callable[[fx.Node], Activation | None]
 
 
 class Program:
@@ -61,11 +63,12 @@ class Program:
 
     Args:
         captured: the module's operations.
+        known: returns the function that a node applies, if a layer is to take it in.
     """
 
-    def __init__(self, captured: Captured) -> None:
+    def __init__(self, captured: Captured, known: _Known = activation_of) -> None:
         self.captured = captured
-        self.steps = tuple(_fuse(captured.graph, frozenset(captured.inputs)))
+        self.steps = tuple(_fuse(captured.graph, frozenset(captured.inputs), known))
         (output,) = (node for node in captured.graph.nodes if node.op == "output")
         self.outputs: tuple[fx.Node, ...] = tuple(output.args[0])
         self.inputs = [n for n in captured.graph.nodes if n.name in captured.inputs]
@@ -145,7 +148,7 @@ def arguments(node: fx.Node) -> dict[str, Any]:
     return {**defaults, **given, **node.kwargs}
 
 
-def _fuse(graph: fx.Graph, inputs: frozenset[str]) -> Iterator[Step]:
+def _fuse(graph: fx.Graph, inputs: frozenset[str], known: _Known) -> Iterator[Step]:
     """Yield the steps; a fused one stands where the last of its operations stood."""
     inside: dict[fx.Node, Fused] = {}
     computed: set[fx.Node] = set()  # from the inputs, and not from parameters alone
@@ -154,7 +157,7 @@ def _fuse(graph: fx.Graph, inputs: frozenset[str]) -> Iterator[Step]:
             computed.add(node)
     for node in graph.nodes:
         if node in computed and node not in inside and _is_layer(node, inputs):
-            fused = _grown(node, inside, inputs)
+            fused = _grown(node, inside, inputs, known)
             inside |= dict.fromkeys(_covered(fused), fused)
     for node in graph.nodes:
         if node.op in ("placeholder", "output"):
@@ -177,9 +180,11 @@ def _is_layer(node: fx.Node, inputs: frozenset[str]) -> bool:
     return all(weight.op == "placeholder" and weight.name not in inputs for weight in weights)
 
 
-def _grown(layer: fx.Node, taken: Mapping[fx.Node, Fused], inputs: frozenset[str]) -> Fused:
+def _grown(
+    layer: fx.Node, taken: Mapping[fx.Node, Fused], inputs: frozenset[str], known: _Known
+) -> Fused:
     """Return a layer with as much as it can take in."""
-    norm, residual, relu, last = None, None, False, layer
+    norm, residual, activation, last = None, None, None, layer
     behind = _only_user(last)
     if layer.target is not NORM and behind is not None and _joins(behind, last, inputs):
         norm = last = behind
@@ -189,9 +194,9 @@ def _grown(layer: fx.Node, taken: Mapping[fx.Node, Fused], inputs: frozenset[str
         if other is not None:
             residual, last = other, behind
     behind = _only_user(last)
-    if behind is not None and behind.target is RELU:
-        relu, last = True, behind
-    return Fused(layer, norm, residual, relu, last)
+    if behind is not None and (activation := known(behind)) is not None:
+        last = behind
+    return Fused(layer, norm, residual, activation, last)
 
 
 def _covered(fused: Fused) -> Iterator[fx.Node]:

@@ -10,23 +10,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx
 
+from tinkering.graph.activation import Activation
 from tinkering.graph.program import LINEAR, NORM, Fused, arguments
+from tinkering.layers.after import Affine, After, finished
 from tinkering.layers.onednn import FusedConv, Geometry
-from tinkering.native import correction, folding
+from tinkering.native import folding
 from tinkering.native.correction import Shape
 
 Values = Mapping[str, Tensor]
 """The tensor behind each placeholder of a captured graph."""
-
-
-@dataclass(frozen=True)
-class Affine:
-    """A scale and a shift for every channel, in float32."""
-
-    scale: Tensor
-    """``[out]``"""
-    shift: Tensor
-    """``[out]``: what is added in the end."""
 
 
 @dataclass(frozen=True)
@@ -94,11 +86,13 @@ class ConvLayer:
     Args:
         step: where it stands.
         folded: its weights.
-        relu: whether the result is rectified.
+        activation: of the result.
         dtype: of the computation.
     """
 
-    def __init__(self, step: Fused, folded: Folded, relu: bool, dtype: torch.dtype) -> None:
+    def __init__(
+        self, step: Fused, folded: Folded, activation: Activation | None, dtype: torch.dtype
+    ) -> None:
         given = step.given
         stride, padding, dilation = (tuple(given[key]) for key in ("stride", "padding", "dilation"))
         geometry = Geometry(stride, padding, dilation, given["groups"])
@@ -116,11 +110,11 @@ class ConvLayer:
         self.kernel = tuple(weight.shape[2:])
         self.outputs = len(weight)
         self._dtype = dtype
-        self._relu = relu
+        self._activation = activation
         self.weight = scaled_weight(weight, folded.scale, dtype)
         """``[out, in / groups, *kernel]``, in the dtype of the computation."""
         self._shift = folded.shift.to(dtype)
-        self._conv = FusedConv(self.weight, self._shift, geometry, relu)
+        self._conv = FusedConv(self.weight, self._shift, geometry, activation)
 
     def result(self, x: Tensor) -> tuple[int, ...]:
         """Return height and width of the result for what `enter` returned."""
@@ -137,7 +131,8 @@ class ConvLayer:
         walk = self.geometry
         pairs = (tuple(x.shape[2:]), self.result(x), self.kernel)
         walked = (walk.stride, walk.padding, walk.dilation)
-        return Shape(x.shape[1], self.outputs, *map(_two, (*pairs, *walked)))
+        channels, outputs = x.shape[1] // walk.groups, self.outputs // walk.groups
+        return Shape(channels, outputs, walk.groups, *map(_two, (*pairs, *walked)))
 
     def enter(self, x: Tensor) -> Tensor:
         """Return the input as the layer computes on it."""
@@ -159,14 +154,14 @@ class ConvLayer:
         out = F.conv3d(
             x, self.weight, self._shift, walk.stride, walk.padding, walk.dilation, walk.groups
         )
-        return _finished(out, other, self._relu)
+        return finished(out, other, self._activation)
 
     def __call__(self, x: Tensor, residual: Tensor | None, overwrite: bool) -> Tensor:
-        """Return ``relu(conv(x) + residual)``.
+        """Return ``act(conv(x) + residual)``.
 
         Args:
             x: ``[images, in, ...]``.
-            residual: added before the rectifier.
+            residual: added before the activation.
             overwrite: whether the residual's memory may hold the result.
         """
         other = None
@@ -180,10 +175,10 @@ class ConvLayer:
 class LinearLayer:
     """A linear layer: the arguments are those of `ConvLayer`."""
 
-    def __init__(self, folded: Folded, relu: bool, dtype: torch.dtype) -> None:
+    def __init__(self, folded: Folded, activation: Activation | None, dtype: torch.dtype) -> None:
         self.outputs = len(folded.weight)
         self._dtype = dtype
-        self._relu = relu
+        self._activation = activation
         self._weight = scaled_weight(folded.weight, folded.scale, dtype)
         self._shift = folded.shift.to(dtype)
 
@@ -200,11 +195,11 @@ class LinearLayer:
         return F.linear(x, self._weight, self._shift)
 
     def finished(self, product: Tensor, residual: Tensor | None) -> Tensor:
-        """Return ``relu(product + residual)``, in the product's memory."""
-        return _finished(product, residual, self._relu)
+        """Return ``act(product + residual)``, in the product's memory."""
+        return finished(product, residual, self._activation)
 
     def __call__(self, x: Tensor, residual: Tensor | None, overwrite: bool) -> Tensor:
-        """Return ``relu(x @ weight.T + shift + residual)``, as `ConvLayer` does."""
+        """Return ``act(x @ weight.T + shift + residual)``, as `ConvLayer` does."""
         del overwrite  # the product is a tensor of its own
         return self.finished(self.product(self.enter(x)), residual)
 
@@ -214,63 +209,19 @@ class NormLayer:
 
     Args:
         folded: its scale and shift.
-        relu: whether the result is rectified.
+        activation: of the result.
         dtype: of the computation.
     """
 
-    def __init__(self, folded: Affine, relu: bool, dtype: torch.dtype) -> None:
-        self._folded = folded
-        self._relu = relu
+    def __init__(self, folded: Affine, activation: Activation | None, dtype: torch.dtype) -> None:
+        self._after = After(activation, folded)
         self._dtype = dtype
 
     def __call__(self, x: Tensor, residual: Tensor | None, overwrite: bool) -> Tensor:
-        """Return ``relu(x * scale + shift + residual)``."""
+        """Return ``act(x * scale + shift + residual)``."""
         del overwrite
         first = torch.zeros(len(x), dtype=torch.int64, device=x.device)
-        x = x.to(self._dtype)
-        return affine(
-            x, residual, self._folded, (None, None), self._relu, first, first.float(), 0.0
-        )
-
-
-def affine(
-    x: Tensor,
-    residual: Tensor | None,
-    folded: Affine,
-    noise: tuple[Tensor | None, Tensor | None],
-    relu: bool,
-    rows: Tensor,
-    signs: Tensor,
-    sigma: float,
-) -> Tensor:
-    """Return ``relu(x * scale + shift + residual)``, where members have noise of their own.
-
-    Args:
-        x: ``[images, channels, ...]``.
-        residual: of the same shape, or None.
-        folded: scale and shift of the centre.
-        noise: of the scale and of the shift, ``[pairs, channels]`` each, or None.
-        relu: whether the result is rectified.
-        rows: ``[images]``: the row of each image's pair.
-        signs: ``[images]``: of each image's member.
-        sigma: multiplies the noise.
-    """
-    scale, shift = folded.scale.contiguous(), folded.shift.contiguous()
-    if x.dim() == 4 and correction.available(x):
-        x = x.contiguous(memory_format=torch.channels_last)
-        if residual is not None:
-            residual = residual.to(x.dtype).contiguous(memory_format=torch.channels_last)
-        out = torch.empty_like(x)
-        correction.affine(
-            x, residual, out, scale, noise[0], shift, noise[1], sigma, relu, rows, signs
-        )
-        return out
-    amount = (signs * sigma).unsqueeze(1)
-    scales = scale if noise[0] is None else scale + noise[0][rows] * amount
-    shifts = shift if noise[1] is None else shift + noise[1][rows] * amount
-    spread = (-1, len(scale), *[1] * (x.dim() - 2))
-    out = torch.addcmul(shifts.view(spread), x.float(), scales.view(spread))
-    return _finished(out.to(x.dtype), residual, relu)
+        return self._after(x.to(self._dtype), residual, first, first.float())
 
 
 Layer = ConvLayer | LinearLayer | NormLayer
@@ -285,18 +236,11 @@ def layer(step: Fused, values: Values, dtype: torch.dtype) -> Layer:
         dtype: of the computation.
     """
     if step.layer.target is NORM:
-        return NormLayer(fold_norm(step.layer, values), step.relu, dtype)
+        return NormLayer(fold_norm(step.layer, values), step.activation, dtype)
     folded = fold(step, values)
     if step.layer.target is LINEAR:
-        return LinearLayer(folded, step.relu, dtype)
-    return ConvLayer(step, folded, step.relu, dtype)
-
-
-def _finished(out: Tensor, other: Tensor | None, relu: bool) -> Tensor:
-    """Return a result of one's own, completed in place."""
-    if other is not None:
-        out += other
-    return out.relu_() if relu else out
+        return LinearLayer(folded, step.activation, dtype)
+    return ConvLayer(step, folded, step.activation, dtype)
 
 
 def _value(node: fx.Node | Any, values: Values) -> Tensor | None:

@@ -21,7 +21,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tinkering.graph.runner import in_plain_layout
+from tinkering.layers.after import After
 from tinkering.layers.onednn import Geometry
+from tinkering.native import calls
 from tinkering.native import correction as native
 from tinkering.native.correction import LayerNoise, Shape
 from tinkering.noise import DenseFactors, Factors, LowRankFactors, SeparableFactors
@@ -78,11 +80,36 @@ class Correction:
             signs: ``[images]``: of each image's member.
             overwrite: whether the residual's memory may hold the result.
         """
-        if not native.available(x):
+        if not calls.available(x):
             return plain_correction(x, residual, self._shape, self._noise, rows, signs)
         out = self.room(x, residual, overwrite)
         self.native.write(x, residual, out, rows, signs)
         return out
+
+    def finished(
+        self,
+        x: Tensor,
+        product: Tensor,
+        residual: Tensor | None,
+        after: After,
+        rows: Tensor,
+        signs: Tensor,
+    ) -> Tensor:
+        """Return ``after(product + conv(x_i, noise_i) + shift_i, residual)``.
+
+        Args:
+            x: as above.
+            product: what the centre's layer makes of it; overwritten.
+            residual: as above.
+            after: what stands behind the layer.
+            rows: as above.
+            signs: as above.
+        """
+        if not calls.available(x):
+            out = plain_correction(x, product, self._shape, self._noise, rows, signs)
+            return after.plain(out, residual, rows, signs)
+        self.native.write(x, residual, product, rows, signs, product, after.native)
+        return product
 
     @cached_property
     def native(self) -> native.Correction:
@@ -93,7 +120,8 @@ class Correction:
         """Return memory for the result: the residual's, where that may be overwritten."""
         if residual is not None and overwrite:
             return residual
-        size = (len(x), self._shape.outputs, *self._shape.result)
+        shape = self._shape
+        size = (len(x), shape.outputs * shape.groups, *shape.result)
         return torch.empty(size, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
 
 
@@ -113,17 +141,20 @@ def plain_correction(
         taps = (taps.flatten(1, 2) * noise.scale).to(x.dtype)
         planes = x * signs.to(x.dtype).view(-1, 1, 1, 1)
         if noise.right is not None:
-            # Dot products over the channels of a pixel: [images, rank, pixels].
-            pixels = planes.permute(0, 2, 3, 1).flatten(1, 2)
-            planes = (noise.right[rows].to(x.dtype) @ pixels.mT).view(images, -1, *x.shape[2:])
-        spread = _patches(planes, shape).mT @ taps[rows]
-        out = spread.view(images, *shape.result, -1).permute(0, 3, 1, 2)
+            # Dot products over a group's channels of a pixel: [images, groups, rank, pixels].
+            pixels = planes.permute(0, 2, 3, 1).reshape(images, -1, shape.groups, shape.channels)
+            right = noise.right[rows].to(x.dtype).unsqueeze(1)
+            planes = (right @ pixels.movedim(1, 3)).view(images, -1, *x.shape[2:])
+        patches = _patches(planes, shape).view(images, shape.groups, taps.shape[1], -1)
+        own = taps[rows].view(images, -1, shape.groups, shape.outputs).transpose(1, 2)
+        spread = (patches.mT @ own).transpose(1, 2)  # [images, pixels, groups, outputs]
+        out = spread.reshape(images, *shape.result, -1).permute(0, 3, 1, 2)
     if noise.shift is not None:
         shift = noise.shift[rows] * noise.shift_scale * signs.unsqueeze(1)
         out = out + shift.to(x.dtype).view(images, -1, 1, 1)
     if residual is not None:
         out = out + residual
-    full = out.expand(images, shape.outputs, *shape.result)
+    full = out.expand(images, shape.outputs * shape.groups, *shape.result)
     return full.clone(memory_format=torch.channels_last)
 
 
@@ -132,7 +163,7 @@ def grouped_correction(
 ) -> Float[Tensor, "images out ..."]:
     """Return ``conv(x_i, noise_i)`` with every image's dense noise, a group for each image.
 
-    For the convolutions that `Correction` does not do: with groups, or in three dimensions.
+    For the convolutions that `Correction` does not do: in three dimensions.
     """
     images, outputs = noise.shape[:2]
     convolve = F.conv2d if x.dim() == 4 else F.conv3d

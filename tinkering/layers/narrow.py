@@ -1,7 +1,7 @@
 """Convolutions of few channels: the layer and what members add to it, in one kernel.
 
 oneDNN computes on 16 channels or more, whether they are there or not. Where there are few, a
-kernel that also adds the members' noise, the residual and the rectifier is done in less time
+kernel that also adds the members' noise, the residual and the activation is done in less time
 than oneDNN takes for the convolution alone (``make bench``).
 """
 
@@ -10,6 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from tinkering.graph.activation import Activation
+from tinkering.layers.after import After
 from tinkering.layers.low_rank import Correction
 from tinkering.layers.onednn import Geometry, has_amx
 from tinkering.native import correction as native
@@ -41,20 +43,20 @@ def is_narrow(weight: Tensor, geometry: Geometry, dtype: torch.dtype) -> bool:
 
 
 class NarrowConv:
-    """``relu(conv(x, weight) + shift + residual + what members add)`` in bfloat16.
+    """``act(conv(x, weight) + shift + residual + what members add)`` in bfloat16.
 
     Sums are float32 until the result is rounded, so small noise is not lost on the way.
 
     Args:
         weight: ``[out, in, height, width]``.
         shift: ``[out]``.
-        relu: whether the result is rectified.
+        activation: of the result.
     """
 
-    def __init__(self, weight: Tensor, shift: Tensor, relu: bool) -> None:
+    def __init__(self, weight: Tensor, shift: Tensor, activation: Activation | None) -> None:
         self._weights = native.narrow_weights(weight)
         self._shift = shift.float().contiguous()
-        self._relu = relu
+        self._after = After(activation)
 
     def __call__(
         self,
@@ -76,5 +78,6 @@ class NarrowConv:
             overwrite: whether the residual's memory may hold the result.
         """
         out = add.room(x, residual, overwrite)
-        add.native.convolve(x, self._weights, self._shift, self._relu, residual, out, rows, signs)
+        after = self._after.native
+        add.native.convolve(x, self._weights, self._shift, after, residual, out, rows, signs)
         return out

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import logging
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 
@@ -22,6 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tinkering.graph.activation import CURVES, RECTIFIER, Activation
 from tinkering.graph.runner import in_plain_layout
 
 _log = logging.getLogger(__name__)
@@ -38,18 +40,20 @@ class Geometry:
 
 
 class FusedConv:
-    """A convolution with what stands behind it: ``relu(conv(x, weight) + bias + other)``.
+    """A convolution with what stands behind it: ``act(conv(x, weight) + bias + other)``.
 
     Args:
         weight: ``[out, in / groups, height, width]`` in the dtype of the computation.
         bias: ``[out]``, likewise.
         geometry: how it walks.
-        relu: whether the sum is rectified.
+        activation: of the sum.
     """
 
-    def __init__(self, weight: Tensor, bias: Tensor, geometry: Geometry, relu: bool) -> None:
+    def __init__(
+        self, weight: Tensor, bias: Tensor, geometry: Geometry, activation: Activation | None
+    ) -> None:
         self._geometry = geometry
-        self._relu = relu
+        self._activation = activation
         self._weight = weight
         self._bias = bias
         self._packed: Tensor | None = None
@@ -64,14 +68,14 @@ class FusedConv:
             other: as the result, in channels-last layout; overwritten.
         """
         if not self._trusts(x):
-            return _contiguous(x, other, self._weight, self._bias, self._geometry, self._relu)
+            return _contiguous(x, other, self._weight, self._bias, self._geometry, self._activation)
         if not (x.device.type == "cpu" and packed_convolutions_work(x.dtype)):
-            return _public(x, other, self._weight, self._bias, self._geometry, self._relu)
+            return _public(x, other, self._weight, self._bias, self._geometry, self._activation)
         if self._packed is None:
             self._packed = _pack(self._weight, self._geometry, x)
         if other is None:
-            return _convolve(x, self._packed, self._bias, self._walk, self._relu)
-        return _accumulate(x, other, self._packed, self._bias, self._walk, self._relu)
+            return _convolve(x, self._packed, self._bias, self._walk, self._activation)
+        return _accumulate(x, other, self._packed, self._bias, self._walk, self._activation)
 
     def _trusts(self, x: Tensor) -> bool:
         """Return whether channels-last kernels are right for images of this size."""
@@ -119,6 +123,11 @@ def _goes_wrong(weight: tuple[int, ...], geometry: Geometry, size: tuple[int, ..
     return (uneven and min(result) == 1) or steps or spread
 
 
+def is_depthwise(weight: Tensor, geometry: Geometry) -> bool:
+    """Return whether every channel makes an output of its own, in two dimensions."""
+    return weight.dim() == 4 and weight.shape[1] == 1 and len(weight) == geometry.groups > 1
+
+
 def _is_ordinary(weight: tuple[int, ...], geometry: Geometry) -> bool:
     """Return whether a convolution is of the kind that oneDNN is made for: most of them are."""
     depthwise = weight[0] == geometry.groups and weight[1] == 1
@@ -137,14 +146,14 @@ def _agrees(
     x = torch.randn(shape, generator=generator, dtype=exact).to(dtype)
     weights = torch.randn(weight, generator=generator, dtype=exact).to(dtype)
     bias = torch.zeros(weight[0], dtype=exact)
-    wide = (weights.float(), bias, geometry, False)
+    wide = (weights.float(), bias, geometry, None)
     expected = _contiguous(x.float(), None, *wide)
     last, bias = x.contiguous(memory_format=torch.channels_last), bias.to(dtype)
     if packed_convolutions_work(dtype):
         packed = _pack(weights, geometry, last)
-        result = _convolve(last, packed, bias, _walk(geometry), relu=False)
+        result = _convolve(last, packed, bias, _walk(geometry), None)
     else:
-        result = _public(last, None, weights, bias, geometry, relu=False)
+        result = _public(last, None, weights, bias, geometry, None)
     # A result is rounded once: what is further off is another sum.
     tolerance = 1e-4 if dtype == torch.float32 else 0.03
     if (result.float() - expected).abs().max() <= tolerance * expected.abs().max():
@@ -152,6 +161,9 @@ def _agrees(
     text = "oneDNN's convolution for channels-last %s images %s is wrong with weights %s: %s"
     _log.info(text, dtype, list(size), list(weight), geometry)
     return False
+
+
+_CHECKED = (RECTIFIER, Activation("clamp", 0.0, 6.0), *map(Activation, CURVES))
 
 
 @cache
@@ -166,13 +178,14 @@ def packed_convolutions_work(dtype: torch.dtype) -> bool:
     x, weight, other = normal(2, 8, 7, 7), normal(16, 8, 3, 3), normal(2, 16, 4, 4)
     bias = torch.randn(16, generator=generator).to(dtype)
     geometry = Geometry((2, 2), (1, 1), (1, 1))
-    wide = (weight.float(), bias.float(), geometry, True)
-    expected = [_public(x.float(), o, *wide) for o in (other.float(), None)]
+    wide = (weight.float(), bias.float(), geometry)
+    expected = [_public(x.float(), other.float(), *wide, RECTIFIER)]
+    expected += [_public(x.float(), None, *wide, act) for act in _CHECKED]
     try:
         packed = _pack(weight, geometry, x)
         results = [
-            _accumulate(x, other.clone(), packed, bias, _walk(geometry), relu=True),
-            _convolve(x, packed, bias, _walk(geometry), relu=True),
+            _accumulate(x, other.clone(), packed, bias, _walk(geometry), RECTIFIER),
+            *(_convolve(x, packed, bias, _walk(geometry), act) for act in _CHECKED),
         ]
     except Exception as error:  # whatever another release does with a call it never promised
         _log.info("oneDNN's packed convolutions are not used for %s: %s", dtype, error)
@@ -214,14 +227,14 @@ def _public(
     weight: Tensor,
     bias: Tensor,
     geometry: Geometry,
-    relu: bool,
+    activation: Activation | None,
 ) -> Tensor:
     out = F.conv2d(
         x, weight, bias, geometry.stride, geometry.padding, geometry.dilation, geometry.groups
     )
     if other is not None:
         out += other
-    return F.relu(out) if relu else out
+    return out if activation is None else activation(out)
 
 
 def _contiguous(
@@ -230,14 +243,14 @@ def _contiguous(
     weight: Tensor,
     bias: Tensor,
     geometry: Geometry,
-    relu: bool,
+    activation: Activation | None,
 ) -> Tensor:
     """Return the sum by the kernels for images that are not channels-last; its layout is."""
-    out = _public(in_plain_layout(x), None, in_plain_layout(weight), bias, geometry, False)
+    out = _public(in_plain_layout(x), None, in_plain_layout(weight), bias, geometry, None)
     out = out.contiguous(memory_format=torch.channels_last)
     if other is not None:
         out += other
-    return out.relu_() if relu else out
+    return out if activation is None else activation(out)
 
 
 def _pack(weight: Tensor, geometry: Geometry, x: Tensor) -> Tensor:
@@ -256,19 +269,44 @@ def _walk(geometry: Geometry) -> _Walk:
     return list(padding), list(stride), list(dilation), geometry.groups
 
 
-def _convolve(x: Tensor, packed: Tensor, bias: Tensor, walk: _Walk, relu: bool) -> Tensor:
-    activation = "relu" if relu else "none"
+def _convolve(
+    x: Tensor, packed: Tensor, bias: Tensor, walk: _Walk, activation: Activation | None
+) -> Tensor:
     result: Tensor = torch.ops.mkldnn._convolution_pointwise(
-        x, packed, bias, *walk, activation, [], None
+        x, packed, bias, *walk, *_as_attribute(activation)
     )
     return result
+
+
+def _as_attribute(activation: Activation | None) -> tuple[str, list[float], str | None]:
+    """Return an activation as the internal calls take it: its name, numbers and variant."""
+    if activation is None:
+        return "none", [], None
+    if activation == RECTIFIER:
+        return "relu", [], None
+    return _ATTRIBUTES[activation.curve](activation)
+
+
+_ATTRIBUTES: dict[str, Callable[[Activation], tuple[str, list[float], str | None]]] = {
+    "clamp": lambda one: ("hardtanh", [one.low, one.high], None),
+    "silu": lambda _: ("swish", [], None),
+    "gelu": lambda _: ("gelu", [], "none"),
+    "gelu_tanh": lambda _: ("gelu", [], "tanh"),
+    "hardswish": lambda _: ("hardswish", [], None),
+}
 
 
 def _accumulate(
-    x: Tensor, other: Tensor, packed: Tensor, bias: Tensor, walk: _Walk, relu: bool
+    x: Tensor,
+    other: Tensor,
+    packed: Tensor,
+    bias: Tensor,
+    walk: _Walk,
+    activation: Activation | None,
 ) -> Tensor:
-    activation = "relu" if relu else None
+    # Of functions behind a sum these calls know the rectifier alone.
+    relu = "relu" if activation == RECTIFIER else None
     result: Tensor = torch.ops.mkldnn._convolution_pointwise_.binary(
-        other, x, packed, bias, *walk, "add", 1.0, activation, [], None
+        other, x, packed, bias, *walk, "add", 1.0, relu, [], None
     )
-    return result
+    return result if activation is None or relu else activation(result)

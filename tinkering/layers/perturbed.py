@@ -4,23 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tinkering.graph.activation import RECTIFIER
 from tinkering.graph.batch_axis import Placement
 from tinkering.graph.program import LINEAR, Fused, arguments
-from tinkering.layers.centre import (
-    Affine,
-    ConvLayer,
-    LinearLayer,
-    Values,
-    affine,
-    fold,
-    fold_norm,
-)
+from tinkering.layers.after import Affine, After
+from tinkering.layers.centre import ConvLayer, LinearLayer, Values, fold, fold_norm
 from tinkering.layers.low_rank import (
     Correction,
     embedding_noise,
@@ -29,9 +24,11 @@ from tinkering.layers.low_rank import (
     of_members,
 )
 from tinkering.layers.narrow import NarrowConv, is_narrow
+from tinkering.layers.onednn import is_depthwise
 from tinkering.layers.tile import MemberTile
-from tinkering.native import correction as native
-from tinkering.native.correction import Shape
+from tinkering.native import calls
+from tinkering.native.correction import LayerNoise, Shape
+from tinkering.native.depthwise import Depthwise
 from tinkering.noise import Factors
 from tinkering.population import Sigma
 
@@ -84,7 +81,8 @@ class Tile(MemberTile):
             ones if scale is None else scale, torch.zeros_like(ones) if shift is None else shift
         )
         *noise, sigma = self.vectors(*names)
-        return affine(x, None, folded, (noise[0], noise[1]), False, self.rows, self.signs, sigma)
+        after = After(None, folded, (noise[0], noise[1]), sigma)
+        return after(x, None, self.rows, self.signs)
 
     def vector(self, name: str | None) -> Tensor | None:
         """Return the noise of a vector, ``[pairs, length]``; None where there is none."""
@@ -133,7 +131,7 @@ class Names:
 
 
 class MemberLayer:
-    """A convolution or linear layer with its norm, residual and rectifier.
+    """A convolution or linear layer with its norm, residual and activation.
 
     Args:
         step: where it stands.
@@ -151,23 +149,30 @@ class MemberLayer:
         dtype: torch.dtype,
         placement: Placement,
     ) -> None:
-        self._names, self._relu, self._placement = names, step.relu, placement
+        self._names, self._activation, self._placement = names, step.activation, placement
+        self._shared_after = After(step.activation)
         # A scale of each member's own comes after the convolution, and with it all else.
-        self._after = own_affine(step, values) if names.scale is not None else None
-        self._adds_shift = names.shift is not None and self._after is None
+        self._own = own_affine(step, values) if names.scale is not None else None
+        self._adds_shift = names.shift is not None and self._own is None
         self._has_noise = bool(names.weight or names.bias or self._adds_shift)
-        self._folded = fold(step, values, scaled=self._after is None)
-        relu = step.relu and self._after is None
+        self._folded = fold(step, values, scaled=self._own is None)
+        linear = step.layer.target is LINEAR
+        # Of what members add on the way into a convolution, it knows the rectifier alone.
+        self._ends = not linear and self._own is None and step.activation in (None, RECTIFIER)
+        activation = step.activation if self._ends else None
         self._layer: ConvLayer | LinearLayer = (
-            LinearLayer(self._folded, relu, dtype)
-            if step.layer.target is LINEAR
-            else ConvLayer(step, self._folded, relu, dtype)
+            LinearLayer(self._folded, None, dtype)
+            if linear
+            else ConvLayer(step, self._folded, activation, dtype)
         )
         self._narrow: NarrowConv | None = None
+        self._is_depthwise = False
         if isinstance(self._layer, ConvLayer):
-            weight = self._layer.weight
-            if is_narrow(weight, self._layer.geometry, dtype):
-                self._narrow = NarrowConv(weight, self._folded.shift, relu)
+            weight, geometry = self._layer.weight, self._layer.geometry
+            self._is_depthwise = is_depthwise(weight, geometry)
+            if is_narrow(weight, geometry, dtype):
+                inside = step.activation if self._own is None else None
+                self._narrow = NarrowConv(weight, self._folded.shift, inside)
 
     def __call__(self, overwrite: bool, tile: Tile, x: Tensor, residual: Tensor | None) -> Tensor:
         """Return the layer's result for a tile.
@@ -176,7 +181,7 @@ class MemberLayer:
             overwrite: whether the residual's memory may hold the result.
             tile: the members.
             x: the layer's input.
-            residual: added before the rectifier.
+            residual: added before the activation.
         """
         if not self._placement.is_first:
             x = self._placement.first(x, len(tile.rows))
@@ -185,54 +190,84 @@ class MemberLayer:
         layer = self._layer
         x = layer.enter(x)
         held = None if residual is None else layer.enter(residual)
-        if self._after is None:
-            out = self._computed(tile, x, held, overwrite)
-        else:
-            out = self._computed(tile, x, None, overwrite=False)
-            scale, shift, sigma = tile.vectors(self._names.scale, self._names.shift)
-            noise, of_image = (scale, shift), (tile.rows, tile.signs)
-            out = affine(out, held, self._after, noise, self._relu, *of_image, sigma)
-        out = layer.leave(out)
+        out = layer.leave(self._computed(tile, x, held, overwrite))
         return out if self._placement.is_first else self._placement.back(out)
 
     def _computed(self, tile: Tile, x: Tensor, residual: Tensor | None, overwrite: bool) -> Tensor:
         """Return the layer's result, perhaps in the residual's memory."""
         layer = self._layer
         if isinstance(layer, LinearLayer):
-            return layer.finished(self._product(layer, tile, x), residual)
-        if self._narrow is None:
-            return layer.compute(x, self._added(layer, tile, x, residual, overwrite))
+            return self._of_rows(layer, tile, x, residual)
+        if x.dim() == 5:
+            return self._of_volumes(layer, tile, x, residual)
+        if self._is_depthwise and calls.available(x):
+            make = partial(self._depthwise, tile, layer.shape(x))
+            convolve = tile.once(self, make)
+            return convolve(self._after(tile).native, x, residual, tile.rows, tile.signs)
         add = tile.once(self, lambda: self._correction(tile, layer.shape(x)))
-        return self._narrow(x, residual, add, tile.rows, tile.signs, overwrite)
+        if self._narrow is not None:
+            held = residual if self._own is None else None
+            out = self._narrow(x, held, add, tile.rows, tile.signs, overwrite)
+            if self._own is None:
+                return out
+            return self._after(tile)(out, residual, tile.rows, tile.signs)
+        if not self._ends:
+            out, after = layer.compute(x, None), self._after(tile)
+            return add.finished(x, out, residual, after, tile.rows, tile.signs)
+        if self._has_noise:
+            residual = add(x, residual, tile.rows, tile.signs, overwrite)
+        elif residual is not None and not overwrite:
+            residual = residual.clone()
+        return layer.compute(x, residual)
 
-    def _product(self, layer: LinearLayer, tile: Tile, x: Tensor) -> Tensor:
+    def _of_rows(
+        self, layer: LinearLayer, tile: Tile, x: Tensor, residual: Tensor | None
+    ) -> Tensor:
         """Return what a linear layer and its members make of rows of features."""
-        out = layer.product(x)
-        if not self._has_noise:
-            return out
+        out, after = layer.product(x), self._after(tile)
         add = tile.kept.get((self, x.shape[1:]))
         if add is None:
             # Rows of features are an image of one line, whose channels lie side by side.
             line = (1, x.shape[1:-1].numel())
-            shape = Shape(x.shape[-1], layer.outputs, line, line)
+            shape = Shape(x.shape[-1], layer.outputs, 1, line, line)
             add = tile.once((self, x.shape[1:]), lambda: self._correction(tile, shape))
-        if native.available(x):
-            add.native.write(x, out, out, tile.rows, tile.signs)
-            return out
-        pixels, before = (_as_line(value) for value in (x, out))
-        other = add(pixels, before, tile.rows, tile.signs)
-        return other.permute(0, 2, 3, 1).reshape(out.shape)
+        if calls.available(x):
+            return add.finished(x, out, residual, after, tile.rows, tile.signs)
+        held = None if residual is None else _as_line(residual)
+        lines = add.finished(_as_line(x), _as_line(out), held, after, tile.rows, tile.signs)
+        return lines.permute(0, 2, 3, 1).reshape(out.shape)
 
-    def _added(
-        self, layer: ConvLayer, tile: Tile, x: Tensor, residual: Tensor | None, overwrite: bool
-    ) -> Tensor | None:
-        """Return what members add and the residual, in memory of its own."""
-        if not self._has_noise:
-            return residual if residual is None or overwrite else residual.clone()
-        if layer.geometry.groups == 1 and x.dim() == 4:
-            add = tile.once(self, lambda: self._correction(tile, layer.shape(x)))
-            return add(x, residual, tile.rows, tile.signs, overwrite)
-        return self._grouped(layer, tile, x, residual)
+    def _of_volumes(
+        self, layer: ConvLayer, tile: Tile, x: Tensor, residual: Tensor | None
+    ) -> Tensor:
+        """Return what a convolution in three dimensions and its members make of images."""
+        other = self._dense(layer, tile, x)
+        if self._ends:
+            return layer.compute(x, other if residual is None else other.add_(residual))
+        out, after = layer.compute(x, other), self._after(tile)
+        return after.plain(out, residual, tile.rows, tile.signs)
+
+    def _after(self, tile: Tile) -> After:
+        """Return what stands behind the layer and what members add to it."""
+        if self._own is None:
+            return self._shared_after
+        return tile.once((self, After), partial(self._members_after, tile))
+
+    def _members_after(self, tile: Tile) -> After:
+        scale, shift, sigma = tile.vectors(self._names.scale, self._names.shift)
+        return After(self._activation, self._own, (scale, shift), sigma)
+
+    def _depthwise(self, tile: Tile, shape: Shape) -> Depthwise:
+        """Return the convolution whose every channel has weights of the member's own."""
+        dense = self._weight_noise(tile)
+        noise = None if dense is None else dense.dense().flatten(2).flatten(1)
+        pairs = None if noise is None else noise.view(len(noise), shape.groups, -1).mT.contiguous()
+        shift, shift_scale = self._shift_noise(tile)
+        scale = self._folded.scale
+        weight = (self._folded.weight.flatten(1).T * scale).contiguous()
+        amount = scale * tile.sigma_of(self._names.weight)
+        noises = LayerNoise(pairs, None, None, amount, shift, shift_scale)
+        return Depthwise(shape, noises, weight, self._folded.shift.contiguous())
 
     def _correction(self, tile: Tile, shape: Shape) -> Correction:
         shift, shift_scale = self._shift_noise(tile)
@@ -245,30 +280,22 @@ class MemberLayer:
         noise = tile.noise[self._names.weight]
         return noise.transposed() if self._names.transposed else noise
 
-    def _grouped(
-        self,
-        layer: ConvLayer,
-        tile: Tile,
-        x: Tensor,
-        residual: Tensor | None,
-    ) -> Tensor:
+    def _dense(self, layer: ConvLayer, tile: Tile, x: Tensor) -> Tensor:
+        """Return what members add, each with noise as large as the weights are."""
         weight = self._weight_noise(tile)
         shift, shift_scale = self._shift_noise(tile)
         spread = [1] * (x.dim() - 2)
         shape = (len(x), layer.outputs, *layer.result(x))
         other = torch.zeros(shape, dtype=x.dtype, device=x.device)
-        if x.dim() == 4:
-            other = other.contiguous(memory_format=torch.channels_last)
         if weight is not None:
             sigma = tile.sigma_of(self._names.weight)
             dense = of_members(weight, tile.rows, tile.signs, sigma)
-            dense = dense.unsqueeze(3) if dense.dim() < x.dim() + 1 else dense  # along a line
             dense = dense * self._folded.scale.view(1, -1, 1, *spread)
             other += grouped_correction(x, dense.to(x.dtype), layer.geometry)
         if shift is not None:
             vector = shift[tile.rows] * shift_scale * tile.signs.unsqueeze(1)
             other += vector.view(*vector.shape, *spread).to(x.dtype)
-        return other if residual is None else other.add_(residual)
+        return other
 
     def _shift_noise(self, tile: Tile) -> tuple[Tensor | None, Tensor]:
         """Return the noise of what is added to the outputs, and what it is multiplied by."""
@@ -294,7 +321,7 @@ class MemberNorm:
     """
 
     def __init__(self, step: Fused, names: Names, values: Values, dtype: torch.dtype) -> None:
-        self._names, self._relu, self._dtype = names, step.relu, dtype
+        self._names, self._activation, self._dtype = names, step.activation, dtype
         unscaled, own = fold_norm(step.layer, values, scaled=False), own_affine(step, values)
         # scale_i (x inverse + offset) + shift_i, as one multiplication and one addition
         self._inverse, self._offset = unscaled.scale, unscaled.shift
@@ -307,8 +334,8 @@ class MemberNorm:
         if scale is not None:
             moved = scale * self._offset
             scale, shift = scale * self._inverse, moved if shift is None else shift + moved
-        x, noise, relu = x.to(self._dtype), (scale, shift), self._relu
-        return affine(x, residual, self._folded, noise, relu, tile.rows, tile.signs, sigma)
+        after = After(self._activation, self._folded, (scale, shift), sigma)
+        return after(x.to(self._dtype), residual, tile.rows, tile.signs)
 
 
 def own_affine(step: Fused, values: Values) -> Affine:

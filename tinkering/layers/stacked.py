@@ -11,12 +11,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tinkering.graph.activation import Activation
 from tinkering.graph.batch_axis import Placement
 from tinkering.graph.program import LINEAR, Fused, arguments
 from tinkering.graph.runner import in_plain_layout
-from tinkering.layers.centre import Affine, Values, affine
+from tinkering.layers.after import Affine, After, finished
+from tinkering.layers.centre import Values
 from tinkering.layers.perturbed import Names
 from tinkering.layers.tile import MemberTile
+from tinkering.native import calls
 from tinkering.native import correction as native
 
 
@@ -58,24 +61,13 @@ class StackedTile(MemberTile):
         """Return ``x * scale + shift`` with each member's own."""
         pairs = zip((scale, shift), names, (1.0, 0.0), strict=True)
         own = [_every(self, value, name, x.shape[1], blank) for value, name, blank in pairs]
-        return scaled_by(x, None, own[0], own[1], False, self)
+        return after_of(own[0], own[1], None)(x, None, self.rows, self.signs)
 
 
-def scaled_by(
-    x: Tensor, residual: Tensor | None, scale: Tensor, shift: Tensor, relu: bool, tile: MemberTile
-) -> Tensor:
-    """Return ``relu(x * scale + shift + residual)`` with a row of both for each member.
-
-    Args:
-        x: ``[images, channels, ...]``.
-        residual: of the same shape, or None.
-        scale: ``[members, channels]``.
-        shift: likewise.
-        relu: whether the result is rectified.
-        tile: the members.
-    """
-    nothing = Affine(torch.zeros_like(scale[0]), torch.zeros_like(scale[0]))
-    return affine(x, residual, nothing, (scale, shift), relu, tile.rows, tile.signs, 1.0)
+def after_of(scale: Tensor, shift: Tensor, activation: Activation | None) -> After:
+    """Return what multiplies and adds a row of each member, ``[members, channels]``."""
+    nothing = torch.zeros_like(scale[0])
+    return After(activation, Affine(nothing, nothing), (scale, shift), 1.0)
 
 
 def _every(
@@ -118,15 +110,16 @@ class StackedNorm:
     """
 
     def __init__(self, step: Fused, names: Names, values: Values, dtype: torch.dtype) -> None:
-        self._norm, self._relu, self._dtype = _Norm(step, names, values), step.relu, dtype
+        self._norm, self._dtype = _Norm(step, names, values), dtype
+        self._activation = step.activation
 
     def __call__(
         self, overwrite: bool, tile: MemberTile, x: Tensor, residual: Tensor | None
     ) -> Tensor:
         """Return the norm's result for a tile."""
         del overwrite
-        scale, shift = tile.once(self, lambda: self._norm(tile))
-        return scaled_by(x.to(self._dtype), residual, scale, shift, self._relu, tile)
+        after = tile.once(self, lambda: after_of(*self._norm(tile), self._activation))
+        return after(x.to(self._dtype), residual, tile.rows, tile.signs)
 
 
 class StackedLayer:
@@ -153,9 +146,8 @@ class StackedLayer:
         self._bias = None if bias is None else values[bias.name]
         self._names, self._dtype, self._placement = names, dtype, placement
         self._norm = None if step.norm is None else _Norm(step, names, values)
-        self._relu = step.relu
-        self._make: Callable[[Tensor, Tensor], _Products] = (
-            _Linear if step.layer.target is LINEAR else partial(_Convolution, step)
+        self._make: Callable[[Tensor, Tensor], _Products] = partial(
+            _Linear if step.layer.target is LINEAR else _Convolution, step
         )
 
     def __call__(
@@ -177,10 +169,7 @@ class StackedLayer:
         products = tile.kept.get(self)
         if products is None:
             products = tile.once(self, lambda: self._make(*self._folded(tile)))
-        out = products(x.to(self._dtype), tile)
-        if residual is not None:
-            out += residual
-        out = out.relu_() if self._relu else out
+        out = products(x.to(self._dtype), residual, tile)
         return out if self._placement.is_first else self._placement.back(out)
 
     def _folded(self, tile: MemberTile) -> tuple[Tensor, Tensor]:
@@ -197,8 +186,8 @@ class StackedLayer:
         return own.to(self._dtype), shift.to(self._dtype)
 
 
-_Products = Callable[[Tensor, MemberTile], Tensor]
-"""What members' layers make of ``[images, ...]``."""
+_Products = Callable[[Tensor, Tensor | None, MemberTile], Tensor]
+"""What members' layers make of ``[images, ...]`` and a residual, with the activation."""
 
 _FEW_ROWS = 2
 """Rows a member, for which a batched product is no more than a walk over its weights."""
@@ -208,24 +197,29 @@ class _Linear:
     """Members' linear layers.
 
     Args:
+        step: where they stand.
         weight: ``[members, out, in]``.
         shift: ``[members, out]``.
     """
 
-    def __init__(self, weight: Tensor, shift: Tensor) -> None:
+    def __init__(self, step: Fused, weight: Tensor, shift: Tensor) -> None:
         self._weight, self._shift = weight.mT, shift.unsqueeze(1)
+        self._after = After(step.activation)
 
-    def __call__(self, x: Tensor, tile: MemberTile) -> Tensor:
+    def __call__(self, x: Tensor, residual: Tensor | None, tile: MemberTile) -> Tensor:
         """Return ``[images, ..., out]``."""
-        if x.dim() == 2 and tile.batch <= _FEW_ROWS and native.available(x):
+        if x.dim() == 2 and tile.batch <= _FEW_ROWS and calls.available(x):
             x = x.contiguous()
             out = torch.empty(len(x), self._weight.shape[2], dtype=x.dtype)
+            if residual is not None:
+                residual = residual.to(x.dtype).contiguous()
             # A centre of nothing, and the weights as what members add to it.
-            self._rows.write(x, None, out, tile.rows, tile.signs)
+            after = self._after.native
+            self._rows.write(x, residual, out, tile.rows, tile.signs, after=after)
             return out
         rows = x.reshape(tile.members, -1, x.shape[-1])
-        out = torch.baddbmm(self._shift, rows, self._weight)
-        return out.view(*x.shape[:-1], -1)
+        out = torch.baddbmm(self._shift, rows, self._weight).view(*x.shape[:-1], -1)
+        return finished(out, residual, self._after.activation)
 
     @cached_property
     def _rows(self) -> native.Correction:
@@ -234,7 +228,7 @@ class _Linear:
         ones = torch.ones(outputs)
         shift = self._shift.squeeze(1).float().contiguous()
         noise = native.LayerNoise(left, None, None, ones, shift, ones)
-        return native.Correction(native.Shape(inputs, outputs, (1, 1), (1, 1)), noise)
+        return native.Correction(native.Shape(inputs, outputs, 1, (1, 1), (1, 1)), noise)
 
 
 _FEW = 1 << 21
@@ -250,7 +244,7 @@ class _Convolution:
     """
 
     def __init__(self, step: Fused, weight: Tensor, shift: Tensor) -> None:
-        self._weight, self._shift = weight, shift
+        self._weight, self._shift, self._activation = weight, shift, step.activation
         given = step.given
         self._walk = tuple(list(given[key]) for key in ("stride", "padding", "dilation"))
         self._groups: int = given["groups"]
@@ -260,8 +254,11 @@ class _Convolution:
         pixels = torch.Size(size[1:]).numel()
         self._pixels = pixels
 
-    def __call__(self, x: Tensor, tile: MemberTile) -> Tensor:
+    def __call__(self, x: Tensor, residual: Tensor | None, tile: MemberTile) -> Tensor:
         """Return ``[images, out, ...]``."""
+        return finished(self._product(x, tile), residual, self._activation)
+
+    def _product(self, x: Tensor, tile: MemberTile) -> Tensor:
         members, examples, weight = tile.members, tile.batch, self._weight
         if examples > 1 and examples * self._pixels * weight[0].numel() >= _FEW:
             apart = x.reshape(members, examples, *x.shape[1:])

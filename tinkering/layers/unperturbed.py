@@ -51,7 +51,7 @@ class _NarrowLayer:
         self._conv, self._narrow = conv, narrow
 
     def __call__(self, x: Tensor, residual: Tensor | None, overwrite: bool) -> Tensor:
-        """Return ``relu(conv(x) + residual)``, as `ConvLayer` does."""
+        """Return ``act(conv(x) + residual)``, as `ConvLayer` does."""
         x = self._conv.enter(x)
         held = None if residual is None else self._conv.enter(residual)
         rows = torch.zeros(len(x), dtype=torch.int64)
@@ -70,5 +70,7 @@ def _nothing(shape: Shape) -> Correction:
 def _unperturbed(step: Fused, values: Values, dtype: torch.dtype) -> Layer | _NarrowLayer:
     made = layer(step, values, dtype)
     if isinstance(made, ConvLayer) and is_narrow(made.weight, made.geometry, dtype):
-        return _NarrowLayer(made, NarrowConv(made.weight, fold(step, values).shift, step.relu))
+        return _NarrowLayer(
+            made, NarrowConv(made.weight, fold(step, values).shift, step.activation)
+        )
     return made

@@ -20,6 +20,7 @@ from functools import cache
 from pathlib import Path
 
 _SOURCE = Path(__file__).parent / "kernels.cpp"
+"""What it includes lies beside it."""
 _FLAGS = ["-O3", "-march=native", "-std=c++17", "-shared", "-fPIC", "-fno-math-errno"]
 _OFF = ("0", "off", "false", "no")
 _DIGEST_SIZE = 16
@@ -102,7 +103,9 @@ def _folder() -> Path:
 def _fingerprint(command: list[str]) -> str:
     """Return a digest of what the library is made from, by, and for."""
     version = _said([command[0], "--version"], timeout=60)
-    parts = [_SOURCE.read_text("utf-8"), " ".join(command), version, _processor()]
+    sources = [_SOURCE, *sorted(_SOURCE.parent.glob("*.h"))]
+    texts = [source.read_text("utf-8") for source in sources]
+    parts = [*texts, " ".join(command), version, _processor()]
     content = "\0".join(parts).encode(errors="backslashreplace")
     return hashlib.blake2b(content, digest_size=10).hexdigest()
 

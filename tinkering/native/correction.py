@@ -1,26 +1,21 @@
-"""The kernels that add what belongs to a member, called with tensors.
-
-All tensors are on the CPU. Pixels are dense and their channels lie beside each other:
-``[images, height, width, channels]`` in memory, whatever the axes are called. Noise is float32
-with a row a pair, and rows may have gaps between them.
-"""
+"""The kernels that add what belongs to a member, called with tensors; see `calls` for those."""
 
 from __future__ import annotations
 
 import ctypes
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from tinkering.native import calls
+from tinkering.native.after import NOTHING, After, only
 from tinkering.native.build import library
+from tinkering.native.calls import address, kernel, pointer, stride
 
-_NAMES = {torch.float32: "float", torch.bfloat16: "bfloat16"}
-_pointer = ctypes.c_void_p
 _SIZES = (
-    "channels outputs height width out_height out_width kernel_height kernel_width "
+    "channels outputs groups height width out_height out_width kernel_height kernel_width "
     "stride_height stride_width pad_height pad_width dilation_height dilation_width "
     "rank separable"
 )
@@ -29,11 +24,11 @@ _STRIDES = "left_stride right_stride taps_stride shift_stride"
 
 
 class _Layer(ctypes.Structure):
-    """`Layer` in kernels.cpp, field by field."""
+    """`Layer` in layer.h, field by field."""
 
     _fields_ = [
         *((name, ctypes.c_int32) for name in _SIZES.split()),
-        *((name, _pointer) for name in _TENSORS.split()),
+        *((name, pointer) for name in _TENSORS.split()),
         *((name, ctypes.c_int64) for name in _STRIDES.split()),
     ]
 
@@ -43,7 +38,10 @@ class Shape:
     """What a convolution does to the shape of an image; a linear layer has a kernel of one."""
 
     channels: int
+    """Of a group."""
     outputs: int
+    """Of a group."""
+    groups: int
     image: tuple[int, int]
     result: tuple[int, int]
     kernel: tuple[int, int] = (1, 1)
@@ -70,9 +68,30 @@ class LayerNoise:
     """``[out]``: multiplies `shift`."""
 
 
-def available(x: Tensor) -> bool:
-    """Return whether the kernels can work on a tensor."""
-    return x.device.type == "cpu" and x.dtype in _NAMES and library() is not None
+def layer_struct(shape: Shape, noise: LayerNoise) -> Any:
+    """Return a layer as the kernels are told of it; `noise` must outlive it."""
+    return ctypes.pointer(
+        _Layer(
+            shape.channels,
+            shape.outputs,
+            shape.groups,
+            *shape.image,
+            *shape.result,
+            *shape.kernel,
+            *shape.stride,
+            *shape.padding,
+            *shape.dilation,
+            0 if noise.left is None else noise.left.shape[1],
+            noise.taps is not None,
+            address(noise.left),
+            address(noise.right),
+            address(noise.taps),
+            address(noise.scale),
+            address(noise.shift),
+            address(noise.shift_scale),
+            *(stride(rows) for rows in (noise.left, noise.right, noise.taps, noise.shift)),
+        )
+    )
 
 
 class Correction:
@@ -84,31 +103,20 @@ class Correction:
     """
 
     def __init__(self, shape: Shape, noise: LayerNoise) -> None:
-        self._noise = noise  # the addresses below are its
-        self._layer = _Layer(
-            shape.channels,
-            shape.outputs,
-            *shape.image,
-            *shape.result,
-            *shape.kernel,
-            *shape.stride,
-            *shape.padding,
-            *shape.dilation,
-            0 if noise.left is None else noise.left.shape[1],
-            noise.taps is not None,
-            _address(noise.left),
-            _address(noise.right),
-            _address(noise.taps),
-            _address(noise.scale),
-            _address(noise.shift),
-            _address(noise.shift_scale),
-            *(_stride(rows) for rows in (noise.left, noise.right, noise.taps, noise.shift)),
-        )
+        self._noise = noise  # the addresses in the struct are its
+        self._layer = layer_struct(shape, noise)
 
     def write(
-        self, x: Tensor, residual: Tensor | None, out: Tensor, rows: Tensor, signs: Tensor
+        self,
+        x: Tensor,
+        residual: Tensor | None,
+        out: Tensor,
+        rows: Tensor,
+        signs: Tensor,
+        product: Tensor | None = None,
+        after: After | None = None,
     ) -> None:
-        """Write ``residual + what each image's member adds to the centre's layer`` into `out`.
+        """Write ``act(scale * (product + what members add) + shift + residual)`` into `out`.
 
         Args:
             x: the layer's input.
@@ -116,23 +124,19 @@ class Correction:
             out: the result's memory, in the dtype of `x`.
             rows: ``[images]``, int64: the row of each image's pair.
             signs: ``[images]``, float32.
+            product: what the centre's layer makes of `x`, or None for nothing; may be `out`.
+            after: scales, shifts and activation; None for none of them.
         """
-        _functions()[f"correct_{_NAMES[x.dtype]}"](
-            ctypes.byref(self._layer),
-            x.data_ptr(),
-            _address(residual),
-            out.data_ptr(),
-            rows.data_ptr(),
-            signs.data_ptr(),
-            len(rows),
-        )
+        after = only(NOTHING) if after is None else after
+        tensors = map(address, (x, product, residual, out, rows, signs))
+        kernel("correct", x.dtype)(self._layer, after.pointer, *tensors, len(rows))
 
     def convolve(
         self,
         x: Tensor,
         weights: Tensor,
         shift: Tensor,
-        relu: bool,
+        after: After,
         residual: Tensor | None,
         out: Tensor,
         rows: Tensor,
@@ -144,24 +148,14 @@ class Correction:
             x: the layer's input, bfloat16.
             weights: what `narrow_weights` returned.
             shift: ``[out]``, float32.
-            relu: whether the result is rectified.
+            after: the activation.
             residual: of the result's shape, or None; may be `out`.
             out: the result's memory.
             rows: as in `write`.
             signs: as in `write`.
         """
-        _functions()["convolve_bfloat16"](
-            ctypes.byref(self._layer),
-            weights.data_ptr(),
-            shift.data_ptr(),
-            relu,
-            x.data_ptr(),
-            _address(residual),
-            out.data_ptr(),
-            rows.data_ptr(),
-            signs.data_ptr(),
-            len(rows),
-        )
+        tensors = map(address, (weights, shift, x, residual, out, rows, signs))
+        kernel("convolve", torch.bfloat16)(self._layer, after.pointer, *tensors, len(rows))
 
 
 def convolves(channels: int, outputs: int, stride: tuple[int, ...]) -> bool:
@@ -170,7 +164,7 @@ def convolves(channels: int, outputs: int, stride: tuple[int, ...]) -> bool:
         return False
     layer = _Layer(channels=channels, outputs=outputs)
     layer.stride_height, layer.stride_width = stride
-    return bool(_functions()["convolves"](ctypes.byref(layer)))
+    return bool(calls.convolves()(ctypes.byref(layer)))
 
 
 def narrow_weights(weight: Tensor) -> Tensor:
@@ -185,81 +179,3 @@ def narrow_weights(weight: Tensor) -> Tensor:
         weight = torch.cat([weight, torch.zeros_like(weight)], dim=1)
     blocks = weight.to(torch.bfloat16).reshape(outputs // block, block, -1, 2, height, width)
     return blocks.permute(0, 4, 5, 2, 1, 3).contiguous()
-
-
-def affine(
-    x: Tensor,
-    residual: Tensor | None,
-    out: Tensor,
-    scale: Tensor,
-    scale_noise: Tensor | None,
-    shift: Tensor,
-    shift_noise: Tensor | None,
-    sigma: float,
-    relu: bool,
-    rows: Tensor,
-    signs: Tensor,
-) -> None:
-    """Write ``act(x * member's scale + member's shift + residual)`` into `out`.
-
-    Args:
-        x: ``[images, ..., channels]`` in memory.
-        residual: likewise, or None.
-        out: likewise; may be `x`.
-        scale: ``[channels]``, float32.
-        scale_noise: ``[pairs, channels]`` or None.
-        shift: ``[channels]``, float32.
-        shift_noise: ``[pairs, channels]`` or None.
-        sigma: multiplies the noise.
-        relu: whether the result is rectified.
-        rows: ``[images]``, int64.
-        signs: ``[images]``, float32.
-    """
-    channels = len(scale)
-    _functions()[f"affine_{_NAMES[x.dtype]}"](
-        *map(_address, (out, x, residual, scale, scale_noise, shift, shift_noise)),
-        _stride(scale_noise),
-        _stride(shift_noise),
-        sigma,
-        rows.data_ptr(),
-        signs.data_ptr(),
-        len(rows),
-        x.numel() // (len(rows) * channels),
-        channels,
-        relu,
-    )
-
-
-@cache
-def _functions() -> dict[str, Any]:
-    """Return the kernels by name, with the types of their arguments."""
-    kernels = library()
-    if kernels is None:
-        raise RuntimeError("ask available() first")
-    size, real = ctypes.c_int64, ctypes.c_float
-    types = {
-        "correct": [*[_pointer] * 6, size],
-        "affine": [*[_pointer] * 7, size, size, real, _pointer, _pointer, size, size]
-        + [ctypes.c_int32] * 2,
-    }
-    functions = {}
-    for name in _NAMES.values():
-        for kernel, arguments in types.items():
-            function = getattr(kernels, f"{kernel}_{name}")
-            function.argtypes, function.restype = arguments, None
-            functions[f"{kernel}_{name}"] = function
-    convolve: list[Any] = [*[_pointer] * 3, ctypes.c_int32, *[_pointer] * 5, size]
-    kernels.convolve_bfloat16.argtypes, kernels.convolve_bfloat16.restype = convolve, None
-    kernels.convolves.argtypes, kernels.convolves.restype = [_pointer], ctypes.c_int32
-    return functions | {
-        "convolve_bfloat16": kernels.convolve_bfloat16,
-        "convolves": kernels.convolves,
-    }
-
-
-def _address(tensor: Tensor | None) -> int | None:
-    return None if tensor is None else tensor.data_ptr()
-
-
-def _stride(rows: Tensor | None) -> int:
-    return 0 if rows is None else rows.stride(0)

@@ -1,148 +1,12 @@
 // What a member adds to its centre, in one pass over memory.
 //
 // Plain C functions on raw pointers, so that they build in seconds and need no header of
-// PyTorch. All tensors are dense and channels-last; T is float or bfloat16 (its upper half).
-// Vectors are written with the compiler's own extension, so any processor will do.
+// PyTorch. All tensors are dense and channels-last; T is float or bfloat16.
 
-#include <cstdint>
-#include <cstring>
-#include <vector>
-#ifdef __AVX512BF16__
-#include <immintrin.h>
-#endif
-
-namespace {
-
-template <int V> struct Lanes;
-template <> struct Lanes<16> {
-  typedef float F __attribute__((vector_size(64)));
-  typedef uint32_t U __attribute__((vector_size(64)));
-  typedef uint16_t H __attribute__((vector_size(32)));
-};
-template <> struct Lanes<8> {
-  typedef float F __attribute__((vector_size(32)));
-  typedef uint32_t U __attribute__((vector_size(32)));
-  typedef uint16_t H __attribute__((vector_size(16)));
-};
-
-struct bfloat16 { uint16_t bits; };
-
-inline float widen(float value) { return value; }
-inline float widen(bfloat16 value) {
-  uint32_t bits = uint32_t(value.bits) << 16;
-  float result;
-  std::memcpy(&result, &bits, 4);
-  return result;
-}
-
-template <int V> inline typename Lanes<V>::F load(const float* from) {
-  typename Lanes<V>::F value;
-  std::memcpy(&value, from, sizeof value);
-  return value;
-}
-template <int V> inline typename Lanes<V>::F load(const bfloat16* from) {
-  typename Lanes<V>::H half;
-  std::memcpy(&half, from, sizeof half);
-  typename Lanes<V>::U bits = __builtin_convertvector(half, typename Lanes<V>::U) << 16;
-  return (typename Lanes<V>::F)bits;
-}
-template <int V> inline void store(float* to, typename Lanes<V>::F value) {
-  std::memcpy(to, &value, sizeof value);
-}
-template <int V> inline void store(bfloat16* to, typename Lanes<V>::F value) {
-#if defined(__AVX512BF16__) && defined(__AVX512VL__)
-  if constexpr (V == 16) {
-    const __m256bh half = _mm512_cvtneps_pbh((__m512)value);
-    std::memcpy(to, &half, sizeof half);
-  } else {
-    const __m128bh half = _mm256_cvtneps_pbh((__m256)value);
-    std::memcpy(to, &half, sizeof half);
-  }
-  return;
-#endif
-  typedef typename Lanes<V>::U U;
-  U bits = (U)value;
-  U rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;  // to nearest, ties to even
-  U nan = (U)(value != value);                             // rounding could make it infinite
-  rounded = (nan & 0x7fc0) | (~nan & rounded);
-  typename Lanes<V>::H half = __builtin_convertvector(rounded, typename Lanes<V>::H);
-  std::memcpy(to, &half, sizeof half);
-}
-template <int V, typename T> inline typename Lanes<V>::F load_some(const T* from, int count) {
-  T padded[V] = {};
-  std::memcpy(padded, from, count * sizeof(T));
-  return load<V>(padded);
-}
-template <int V, typename T>
-inline void store_some(T* to, typename Lanes<V>::F value, int count) {
-  T padded[V];
-  store<V>(padded, value);
-  std::memcpy(to, padded, count * sizeof(T));
-}
-template <int V> inline typename Lanes<V>::F rectified(typename Lanes<V>::F value) {
-  typedef typename Lanes<V>::U U;
-  U keep = ~(U)(value < 0.0f);  // a NaN stays one
-  return (typename Lanes<V>::F)((U)value & keep);
-}
-
-// Sums of neighbours: [a0+a1, a2+a3, ..., b0+b1, ...].
-inline Lanes<16>::F neighbours(Lanes<16>::F a, Lanes<16>::F b) {
-  return __builtin_shufflevector(a, b, 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30) +
-         __builtin_shufflevector(a, b, 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31);
-}
-inline Lanes<8>::F neighbours(Lanes<8>::F a, Lanes<8>::F b) {
-  return __builtin_shufflevector(a, b, 0, 2, 4, 6, 8, 10, 12, 14) +
-         __builtin_shufflevector(a, b, 1, 3, 5, 7, 9, 11, 13, 15);
-}
-
-// sums[p] = sum_c x[p * step + c] * right[c] for V pixels, whose channels are a multiple of V.
-template <int V, typename T>
-inline typename Lanes<V>::F dots(const T* x, const float* right, int channels, int64_t step) {
-  typename Lanes<V>::F sum[V];
-  typename Lanes<V>::F factor = load<V>(right);
-  for (int p = 0; p < V; ++p) sum[p] = load<V>(x + p * step) * factor;
-  for (int c = V; c < channels; c += V) {
-    factor = load<V>(right + c);
-    for (int p = 0; p < V; ++p) sum[p] += load<V>(x + p * step + c) * factor;
-  }
-  for (int width = V; width > 1; width /= 2)
-    for (int p = 0; p < width / 2; ++p) sum[p] = neighbours(sum[2 * p], sum[2 * p + 1]);
-  return sum[0];
-}
-
-template <int V, typename T> float dot(const T* x, const float* right, int channels) {
-  typename Lanes<V>::F sum = {};
-  int c = 0;
-  for (; c + V <= channels; c += V) sum += load<V>(x + c) * load<V>(right + c);
-  for (int width = V / 2; width; width /= 2)  // halves onto halves: no long chain of additions
-    for (int v = 0; v < width; ++v) sum[v] += sum[v + width];
-  float total = sum[0];
-  for (; c < channels; ++c) total += widen(x[c]) * right[c];
-  return total;
-}
-
-}  // namespace
-
-extern "C" {
-
-// One layer of a captured network, and the noise of its parameters.
-struct Layer {
-  int32_t channels, outputs;
-  int32_t height, width, out_height, out_width;
-  int32_t kernel_height, kernel_width, stride_height, stride_width;
-  int32_t pad_height, pad_width, dilation_height, dilation_width;
-  int32_t rank;              // planes: mixtures of channels, or the channels themselves
-  int32_t separable;         // left is [pair][rank, outputs], and taps there
-  const float* left;         // [pair][rank, kernel, outputs], or null: the weight has no noise
-  const float* right;        // [pair][rank, channels]; null: planes are the channels
-  const float* taps;         // [pair][rank, kernel], or null
-  const float* scale;        // [outputs], multiplies left
-  const float* shift_noise;  // [pair][outputs] or null
-  const float* shift_scale;  // [outputs], multiplies shift_noise
-  int64_t left_stride, right_stride, taps_stride, shift_stride;  // floats from pair to pair
-};
-
-}  // extern "C"
+#include "after.h"
+#include "depthwise.h"
+#include "layer.h"
+#include "vectors.h"
 
 namespace {
 
@@ -182,16 +46,16 @@ void fill_row(const Layer& l, const Walk& w, const T* x, const float* right, flo
   if (w.step_x == 1 && w.step_y == 1 && l.channels % V == 0)
     for (; p + V <= pixels; p += V)
       store<V>(row + p,
-               dots<V>(x + int64_t(p) * l.channels, right, l.channels, l.channels) * sign);
+               dots<V>(x + int64_t(p) * l.pixel(), right, l.channels, l.pixel()) * sign);
   if (p == 0 && w.step_x > 1 && l.channels % V == 0) {
     // Pixels with gaps between them: V of a row at a time, the last V anew where need be.
     for (int y = 0; y < w.height && w.width >= V; ++y) {
-      const T* from = x + int64_t(y) * w.step_y * l.width * l.channels;
+      const T* from = x + int64_t(y) * w.step_y * l.width * l.pixel();
       for (int i = 0; i < w.width; i += V) {
         const int at = i + V <= w.width ? i : w.width - V;
         store<V>(row + y * w.width + at,
-                 dots<V>(from + int64_t(at) * w.step_x * l.channels, right, l.channels,
-                         w.step_x * l.channels) * sign);
+                 dots<V>(from + int64_t(at) * w.step_x * l.pixel(), right, l.channels,
+                         w.step_x * l.pixel()) * sign);
       }
     }
     if (w.width >= V) return;
@@ -199,7 +63,7 @@ void fill_row(const Layer& l, const Walk& w, const T* x, const float* right, flo
   for (int y = p / w.width; y < w.height; ++y)
     for (int i = y == p / w.width ? p % w.width : 0; i < w.width; ++i) {
       const int64_t at = int64_t(y) * w.step_y * l.width + i * w.step_x;
-      row[y * w.width + i] = dot<V>(x + at * l.channels, right, l.channels) * sign;
+      row[y * w.width + i] = dot<V>(x + at * l.pixel(), right, l.channels) * sign;
     }
 }
 
@@ -215,12 +79,12 @@ void fill_planes(const Layer& l, const Walk& w, const T* x, int64_t pair, float 
     } else {
       float* row = s.row.data();
       for (int y = 0; y < w.height; ++y, row += w.width) {
-        const T* from = x + int64_t(y) * w.step_y * l.width * l.channels + r;
-        if (l.channels == 1 && w.step_x == 1)
+        const T* from = x + int64_t(y) * w.step_y * l.width * l.pixel() + r;
+        if (l.pixel() == 1 && w.step_x == 1)
           for (int i = 0; i < w.width; ++i) row[i] = widen(from[i]) * sign;
         else
           for (int i = 0; i < w.width; ++i)
-            row[i] = widen(from[int64_t(i) * w.step_x * l.channels]) * sign;
+            row[i] = widen(from[int64_t(i) * w.step_x * l.pixel()]) * sign;
       }
     }
     float* to = &s.planes[r * w.plane + w.pad_y * w.across + w.pad_x];
@@ -260,48 +124,61 @@ struct Terms {
   std::vector<int64_t> offsets;
 };
 
+// What a row of the result is made of, beside the terms; V outputs of each pixel.
+template <typename T> struct Line {
+  const T* product;   // of the centre, or null
+  const T* residual;  // or null
+  T* out;
+  int width, step, lanes;  // pixels; numbers from one to the next; outputs that are there
+};
+
 template <int V, typename T>
-inline typename Lanes<V>::F start(typename Lanes<V>::F base, const T* residual, int64_t at,
-                                  int lanes) {
-  if (!residual) return base;
-  return base + (lanes == V ? load<V>(residual + at) : load_some<V>(residual + at, lanes));
+inline typename Lanes<V>::F start(typename Lanes<V>::F base, typename Lanes<V>::F factor,
+                                  const Line<T>& line, int64_t at) {
+  auto read = [&](const T* from) {
+    return line.lanes == V ? load<V>(from + at) : load_some<V>(from + at, line.lanes);
+  };
+  if (line.product) base += read(line.product) * factor;
+  if (line.residual) base += read(line.residual);
+  return base;
 }
 
 // A kernel of 3 x 3 with stride 1: P pixels at a time, which share what they read.
 template <int V, int P, typename T>
 inline __attribute__((always_inline)) void spread_nine(
-    const float* from, const Terms& terms, const typename Lanes<V>::F* tap,
-    typename Lanes<V>::F base, const T* residual, T* out, int64_t at, int outputs) {
+    const float* from, const Terms& terms, const After& a, const typename Lanes<V>::F* tap,
+    typename Lanes<V>::F base, typename Lanes<V>::F factor, const Line<T>& line, int64_t at) {
   typename Lanes<V>::F sum[P];
-  for (int p = 0; p < P; ++p) sum[p] = start<V>(base, residual, at + int64_t(p) * outputs, V);
+  for (int p = 0; p < P; ++p)
+    sum[p] = start<V>(base, factor, line, at + int64_t(p) * line.step);
   for (int row = 0; row < 3; ++row, from += terms.across)
     for (int column = 0; column < P + 2; ++column) {
       const float value = from[column];
       for (int p = 0; p < P; ++p)
         if (column >= p && column - p < 3) sum[p] += value * tap[3 * row + column - p];
     }
-  for (int p = 0; p < P; ++p) store<V>(out + at + int64_t(p) * outputs, sum[p]);
+  for (int p = 0; p < P; ++p)
+    store<V>(line.out + at + int64_t(p) * line.step, activated<V>(sum[p], a));
 }
 
-// out[pixel, lanes] = base + residual + sum_k planes[pixel + offset_k] * taps_k, one row.
-// K: 9 for a 3 x 3 kernel without dilation, 1 for a single term, 0 for any.
+// out[pixel, lanes] = act(base + product * factor + residual + sum_k planes[pixel + offset_k] *
+// taps_k), one row. K: 9 for a 3 x 3 kernel without dilation, 1 for a single term, 0 for any.
 template <int V, int K, typename T>
 inline __attribute__((always_inline)) void spread(const float* planes, const Terms& terms,
-                                                  const float* taps, const T* residual, T* out,
-                                                  int width, int outputs, int lanes) {
+                                                  const After& a, const float* taps,
+                                                  const Line<T>& line) {
   typedef typename Lanes<V>::F F;
   F tap[K ? K : 1];
   for (int k = 0; k < K; ++k) tap[k] = load<V>(taps + k * V);
-  const F base = load<V>(taps + terms.count * V);
+  const F base = load<V>(taps + terms.count * V), factor = load<V>(taps + (terms.count + 1) * V);
   int i = 0;
   if (K == 9 && terms.stride == 1)
-    for (; i + 4 <= width; i += 4)
-      spread_nine<V, 4>(planes + i, terms, tap, base, residual, out, int64_t(i) * outputs,
-                        outputs);
-  for (; i < width; ++i) {
+    for (; i + 4 <= line.width; i += 4)
+      spread_nine<V, 4>(planes + i, terms, a, tap, base, factor, line, int64_t(i) * line.step);
+  for (; i < line.width; ++i) {
     const float* from = planes + int64_t(i) * terms.stride;
-    const int64_t at = int64_t(i) * outputs;
-    F sum = start<V>(base, residual, at, lanes);
+    const int64_t at = int64_t(i) * line.step;
+    F sum = start<V>(base, factor, line, at);
     if (K == 9) {
       const float *middle = from + terms.across, *last = middle + terms.across;
       F more = from[1] * tap[1];
@@ -320,31 +197,35 @@ inline __attribute__((always_inline)) void spread(const float* planes, const Ter
       for (int k = 0; k < terms.count; ++k)
         sum += from[terms.offsets[k]] * load<V>(taps + k * V);
     }
-    if (lanes == V)
-      store<V>(out + at, sum);
+    sum = activated<V>(sum, a);
+    if (line.lanes == V)
+      store<V>(line.out + at, sum);
     else
-      store_some<V>(out + at, sum, lanes);
+      store_some<V>(line.out + at, sum, line.lanes);
   }
 }
 
-// The member's factors of the outputs, a block of V lanes after the other; last the shift.
-template <int V> void gather_taps(const Layer& l, int terms, int64_t pair, float sign, float* to) {
-  for (int first = 0; first < l.outputs; first += V) {
-    const int lanes = l.outputs - first < V ? l.outputs - first : V;
-    const float* scale = l.scale + first;
-    for (int k = 0; k < terms; ++k, to += V) {
-      const float* from = l.left + pair * l.left_stride + int64_t(k) * l.outputs + first;
-      if (lanes == V)
-        store<V>(to, load<V>(from) * load<V>(scale));
-      else
-        store<V>(to, load_some<V>(from, lanes) * load_some<V>(scale, lanes));
-    }
+// The member's factors of a group's outputs, a block of V lanes after the other; last what is
+// added to every pixel, and what the centre's product is multiplied by.
+template <int V>
+void gather_taps(const Layer& l, const Own& own, int terms, int64_t pair, float sign, int group,
+                 float* to) {
+  for (int block = 0; block < l.outputs; block += V) {
+    const int lanes = l.outputs - block < V ? l.outputs - block : V;
+    const int first = group * l.outputs + block;
+    auto read = [&](const float* from) {
+      return lanes == V ? load<V>(from + first) : load_some<V>(from + first, lanes);
+    };
+    const auto factor = load<V>(&own.scale[first]);
+    for (int k = 0; k < terms; ++k, to += V)
+      store<V>(to, read(l.left + pair * l.left_stride + int64_t(k) * l.out_pixel()) *
+                       read(l.scale) * factor);
+    auto base = load<V>(&own.shift[first]);
     if (l.shift_noise)
-      store<V>(to, load_some<V>(l.shift_noise + pair * l.shift_stride + first, lanes) *
-                       load_some<V>(l.shift_scale + first, lanes) * sign);
-    else
-      std::memset(to, 0, V * sizeof(float));
-    to += V;
+      base += read(l.shift_noise + pair * l.shift_stride) * read(l.shift_scale) * sign * factor;
+    store<V>(to, base);
+    store<V>(to + V, factor);
+    to += 2 * V;
   }
 }
 
@@ -364,7 +245,7 @@ Terms terms_of(const Layer& l, const Walk& w) {
   return terms;
 }
 
-// V outputs of a row of features, or one: what it was, and what its member adds.
+// V outputs of a row of features, or one: what its member adds.
 template <typename F, typename Load>
 inline __attribute__((always_inline)) F corrected(const Layer& l, int rank, int o,
                                                   const float* left, const float* sums,
@@ -400,10 +281,14 @@ void sum_planes(const float* left, const float* sums, int rank, int outputs, flo
 
 // An image of a single pixel, as a row of features is: nothing is prepared for others.
 template <int V, typename T>
-void correct_rows(const Layer& l, const T* x, const T* residual, T* out, const int64_t* rows,
-                  const float* signs, int64_t images) {
+void correct_rows(const Layer& l, const After& a, const T* x, const T* product,
+                  const T* residual, T* out, const int64_t* rows, const float* signs,
+                  int64_t images) {
+  typedef typename Lanes<V>::F F;
   static thread_local std::vector<float> sums, totals;
+  static thread_local Own own;
   const bool dense = l.left && !l.right;
+  const bool owns = a.scale || a.scale_noise || a.shift || a.shift_noise;
   sums.resize(l.rank + 1);
   totals.resize(l.outputs);
   float* const sum = sums.data();
@@ -412,6 +297,7 @@ void correct_rows(const Layer& l, const T* x, const T* residual, T* out, const i
     const float* right = l.right ? l.right + rows[n] * l.right_stride : nullptr;
     const float* left = l.left ? l.left + rows[n] * l.left_stride : nullptr;
     const float* shift = l.shift_noise ? l.shift_noise + rows[n] * l.shift_stride : nullptr;
+    if (owns) own.gather(a, l.outputs, rows[n], sign);
     for (int r = 0; r < l.rank; ++r)
       sum[r] = sign * (right ? dot<V>(x, right + int64_t(r) * l.channels, l.channels)
                              : widen(x[r]));
@@ -422,58 +308,70 @@ void correct_rows(const Layer& l, const T* x, const T* residual, T* out, const i
     }
     int o = 0;
     for (; o + V <= l.outputs; o += V) {
-      auto value = corrected<typename Lanes<V>::F>(
-          l, rank, o, left, sum, shift, sign, [](const float* from) { return load<V>(from); });
-      store<V>(out + o, residual ? value + load<V>(residual + o) : value);
+      F value = corrected<F>(l, rank, o, left, sum, shift, sign,
+                             [](const float* from) { return load<V>(from); });
+      if (product) value += load<V>(product + o);
+      if (owns) value = value * load<V>(&own.scale[o]) + load<V>(&own.shift[o]);
+      if (residual) value += load<V>(residual + o);
+      store<V>(out + o, activated<V>(value, a));
     }
     for (; o < l.outputs; ++o) {
       float value = corrected<float>(l, rank, o, left, sum, shift, sign,
                                      [](const float* from) { return *from; });
+      if (product) value += widen(product[o]);
+      if (owns) value = value * own.scale[o] + own.shift[o];
       if (residual) value += widen(residual[o]);
-      store_some<V>(out + o, typename Lanes<V>::F{value}, 1);
+      store_some<V>(out + o, activated<V>(F{value}, a), 1);
     }
+    if (product) product += l.outputs;
     if (residual) residual += l.outputs;
   }
 }
 
 template <int V, typename T>
-void correct(const Layer& l, const T* x, const T* residual, T* out, const int64_t* rows,
-             const float* signs, int64_t images) {
+void correct(const Layer& l, const After& a, const T* x, const T* product, const T* residual,
+             T* out, const int64_t* rows, const float* signs, int64_t images) {
   static thread_local Scratch s;
-  if (l.height * l.width * l.kernel_height * l.kernel_width == 1 && !l.separable &&
+  static thread_local Own own;
+  if (l.height * l.width * l.kernel_height * l.kernel_width * l.groups == 1 && !l.separable &&
       l.out_height * l.out_width == 1)
-    return correct_rows<V, T>(l, x, residual, out, rows, signs, images);
+    return correct_rows<V, T>(l, a, x, product, residual, out, rows, signs, images);
   const Walk w(l);
   const int64_t out_plane = int64_t(l.out_height) * l.out_width;
   const Terms terms = terms_of(l, w);
   const bool three = !l.separable && l.kernel_height == 3 && l.kernel_width == 3 &&
-                     l.rank == 1 && l.dilation_height == 1 && l.dilation_width == 1;
+                     terms.count == 9 && l.dilation_height == 1 && l.dilation_width == 1;
   const int blocks = (l.outputs + V - 1) / V;
   s.row.resize(w.height * w.width);
   s.planes.assign(w.plane * l.rank, 0.0f);  // the zeros around stay for all images
   if (l.separable) s.stencil.resize(out_plane * l.rank);
-  s.taps.resize(int64_t(blocks) * (terms.count + 1) * V);
+  s.taps.resize(int64_t(blocks) * (terms.count + 2) * V);
   const float* planes = l.separable ? s.stencil.data() : s.planes.data();
   const int64_t down = l.separable ? l.out_width : int64_t(w.stride_y) * w.across;
-  const int64_t in = int64_t(l.height) * l.width * l.channels, result = out_plane * l.outputs;
+  const int64_t in = int64_t(l.height) * l.width * l.pixel(), result = out_plane * l.out_pixel();
   for (int64_t n = 0; n < images; ++n) {
-    if (l.left) fill_planes(l, w, x + n * in, rows[n], signs[n], s);
-    if (l.left && l.separable) stencil_planes(l, w, rows[n], s);
-    gather_taps<V>(l, terms.count, rows[n], signs[n], s.taps.data());
-    for (int y = 0; y < l.out_height; ++y)
-      for (int b = 0; b < blocks; ++b) {
-        const int lanes = l.outputs - b * V < V ? l.outputs - b * V : V;
-        const float* taps = &s.taps[int64_t(b) * (terms.count + 1) * V];
-        const int64_t at = n * result + int64_t(y) * l.out_width * l.outputs + b * V;
-        const T* from = residual ? residual + at : nullptr;
-        const float* row = planes + y * down;
-        if (three && lanes == V)
-          spread<V, 9, T>(row, terms, taps, from, out + at, l.out_width, l.outputs, V);
-        else if (terms.count == 1 && lanes == V)
-          spread<V, 1, T>(row, terms, taps, from, out + at, l.out_width, l.outputs, V);
-        else
-          spread<V, 0, T>(row, terms, taps, from, out + at, l.out_width, l.outputs, lanes);
-      }
+    own.gather(a, l.out_pixel(), rows[n], signs[n]);
+    for (int g = 0; g < l.groups; ++g) {
+      if (l.left) fill_planes(l, w, x + n * in + g * l.channels, rows[n], signs[n], s);
+      if (l.left && l.separable) stencil_planes(l, w, rows[n], s);
+      gather_taps<V>(l, own, terms.count, rows[n], signs[n], g, s.taps.data());
+      for (int y = 0; y < l.out_height; ++y)
+        for (int b = 0; b < blocks; ++b) {
+          const int lanes = l.outputs - b * V < V ? l.outputs - b * V : V;
+          const float* taps = &s.taps[int64_t(b) * (terms.count + 2) * V];
+          const int64_t at = n * result + int64_t(y) * l.out_width * l.out_pixel() +
+                             g * l.outputs + b * V;
+          const Line<T> line{product ? product + at : nullptr, residual ? residual + at : nullptr,
+                             out + at, l.out_width, l.out_pixel(), lanes};
+          const float* row = planes + y * down;
+          if (three && lanes == V)
+            spread<V, 9, T>(row, terms, a, taps, line);
+          else if (terms.count == 1 && lanes == V)
+            spread<V, 1, T>(row, terms, a, taps, line);
+          else
+            spread<V, 0, T>(row, terms, a, taps, line);
+        }
+    }
   }
 }
 
@@ -495,7 +393,6 @@ inline Lanes<8>::F pairs_dot(Lanes<8>::F sum, int32_t pair, const bfloat16* weig
 struct Fused {
   const bfloat16* weights;  // [blocks of V outputs, kernel, pairs of channels, V, 2]
   const float* shift;       // [outputs]
-  bool relu;
 };
 
 // Where a block of R x Q pixels of the result reads and writes.
@@ -509,7 +406,7 @@ struct Block {
 template <int C2, int S, int V, int Q, int R>
 void convolve_block(const Layer& l, const Terms& terms, int across, int64_t plane_row,
                     const float* taps, const bfloat16* weights, typename Lanes<V>::F base,
-                    bool relu, Block at) {
+                    const After& after, Block at) {
   typedef typename Lanes<V>::F F;
   const int64_t row = int64_t(l.out_width) * l.outputs;
   F sum[R][Q];
@@ -542,22 +439,22 @@ void convolve_block(const Layer& l, const Terms& terms, int across, int64_t plan
   for (int r = 0; r < R; ++r)
     for (int q = 0; q < Q; ++q)
       store<V>(at.out + r * row + int64_t(q) * l.outputs,
-               relu ? rectified<V>(sum[r][q]) : sum[r][q]);
+               activated<V>(sum[r][q], after));
 }
 
 template <int C2, int S, int V>
 void convolve_image(const Layer& l, const Walk& w, const Terms& terms, const Fused& f,
-                    const bfloat16* padded, const float* planes, const float* taps,
+                    const After& after, const bfloat16* padded, const float* planes, const float* taps,
                     const bfloat16* residual, bfloat16* out) {
   const int across = l.width + 2 * l.pad_width;
   const int64_t plane_row = l.separable ? l.out_width : int64_t(w.stride_y) * w.across;
   const int64_t weights = int64_t(l.kernel_height) * l.kernel_width * C2 * 2 * V;
   for (int b = 0; b < l.outputs / V; ++b) {
-    const float* tap = taps + int64_t(b) * (terms.count + 1) * V;
+    const float* tap = taps + int64_t(b) * (terms.count + 2) * V;
     const auto base = load<V>(tap + terms.count * V) + load<V>(f.shift + b * V);
     auto run = [&](auto block, int y, int i) {
       const int64_t to = (int64_t(y) * l.out_width + i) * l.outputs + b * V;
-      block(l, terms, across, plane_row, tap, f.weights + b * weights, base, f.relu,
+      block(l, terms, across, plane_row, tap, f.weights + b * weights, base, after,
             Block{padded + (int64_t(y) * S * across + int64_t(i) * S) * (2 * C2),
                             planes + y * plane_row + int64_t(i) * terms.stride,
                             residual ? residual + to : nullptr, out + to});
@@ -579,17 +476,20 @@ void convolve_image(const Layer& l, const Walk& w, const Terms& terms, const Fus
 }
 
 template <int C2, int S, int V>
-void convolve(const Layer& l, const Fused& f, const bfloat16* x, const bfloat16* residual,
+void convolve(const Layer& l, const Fused& f, const After& after, const bfloat16* x,
+              const bfloat16* residual,
               bfloat16* out, const int64_t* rows, const float* signs, int64_t images) {
   static thread_local Scratch s;
   static thread_local std::vector<bfloat16> padded;
+  static thread_local Own own;
   const Walk w(l);
   const Terms terms = terms_of(l, w);
   const int across = l.width + 2 * l.pad_width, blocks = l.outputs / V;
   padded.assign(int64_t(l.height + 2 * l.pad_height) * across * 2 * C2, bfloat16{0});
   s.row.resize(w.height * w.width);
   s.planes.assign(w.plane * l.rank, 0.0f);
-  s.taps.resize(int64_t(blocks) * (terms.count + 1) * V);
+  s.taps.resize(int64_t(blocks) * (terms.count + 2) * V);
+  own.gather(After{}, l.outputs, 0, 0);
   if (l.separable) s.stencil.resize(int64_t(l.out_height) * l.out_width * l.rank);
   const float* planes = l.separable ? s.stencil.data() : s.planes.data();
   const int64_t in = int64_t(l.height) * l.width * l.channels;
@@ -605,13 +505,13 @@ void convolve(const Layer& l, const Fused& f, const bfloat16* x, const bfloat16*
     }
     if (l.left) fill_planes(l, w, x + n * in, rows[n], signs[n], s);
     if (l.left && l.separable) stencil_planes(l, w, rows[n], s);
-    gather_taps<V>(l, terms.count, rows[n], signs[n], s.taps.data());
-    convolve_image<C2, S, V>(l, w, terms, f, padded.data(), planes, s.taps.data(),
+    gather_taps<V>(l, own, terms.count, rows[n], signs[n], 0, s.taps.data());
+    convolve_image<C2, S, V>(l, w, terms, f, after, padded.data(), planes, s.taps.data(),
                              residual ? residual + n * result : nullptr, out + n * result);
   }
 }
 
-typedef void (*Convolve)(const Layer&, const Fused&, const bfloat16*, const bfloat16*, bfloat16*,
+typedef void (*Convolve)(const Layer&, const Fused&, const After&, const bfloat16*, const bfloat16*, bfloat16*,
                          const int64_t*, const float*, int64_t);
 
 template <int C2> Convolve convolution(int stride, int outputs) {
@@ -633,31 +533,23 @@ Convolve convolution_for(const Layer& l) {
 
 #endif
 
-// x[image, pixel, c] * scale[c] + shift[c] (+ residual), each with a member's noise.
+// act(x[image, pixel, c] * scale[c] + shift[c] (+ residual)), each with a member's noise.
 template <int V, typename T>
-void affine(T* out, const T* x, const T* residual, const float* scale, const float* scale_noise,
-            const float* shift, const float* shift_noise, int64_t scale_stride,
-            int64_t shift_stride, float sigma, const int64_t* rows, const float* signs,
-            int64_t images, int64_t pixels, int channels, bool relu) {
-  typedef typename Lanes<V>::F F;
-  const int blocks = (channels + V - 1) / V;
-  std::vector<float> factor(blocks * V), offset(blocks * V);
+void affine(const After& a, const T* x, const T* residual, T* out, const int64_t* rows,
+            const float* signs, int64_t images, int64_t pixels, int channels) {
+  static thread_local Own own;
   for (int64_t n = 0; n < images; ++n) {
-    const float amount = sigma * signs[n];
-    for (int c = 0; c < channels; ++c) {
-      factor[c] = scale[c] + (scale_noise ? scale_noise[rows[n] * scale_stride + c] * amount : 0);
-      offset[c] = shift[c] + (shift_noise ? shift_noise[rows[n] * shift_stride + c] * amount : 0);
-    }
+    own.gather(a, channels, rows[n], signs[n]);
     for (int64_t p = 0; p < pixels; ++p) {
       const int64_t pixel = (n * pixels + p) * channels;
       for (int c = 0; c < channels; c += V) {
         const int lanes = channels - c < V ? channels - c : V;
         const int64_t at = pixel + c;
-        F value = lanes == V ? load<V>(x + at) : load_some<V>(x + at, lanes);
-        value = value * load<V>(&factor[c]) + load<V>(&offset[c]);
+        auto value = lanes == V ? load<V>(x + at) : load_some<V>(x + at, lanes);
+        value = value * load<V>(&own.scale[c]) + load<V>(&own.shift[c]);
         if (residual)
           value += lanes == V ? load<V>(residual + at) : load_some<V>(residual + at, lanes);
-        if (relu) value = rectified<V>(value);
+        value = activated<V>(value, a);
         if (lanes == V) store<V>(out + at, value);
         else store_some<V>(out + at, value, lanes);
       }
@@ -689,37 +581,50 @@ void fold(const float* weight, const float* scale, T* out, int64_t outputs, int6
 
 extern "C" {
 
-// out = residual (or 0) + what each image's member adds to the layer of the centre.
-void correct_float(const Layer* l, const float* x, const float* residual, float* out,
-                   const int64_t* rows, const float* signs, int64_t images) {
+// out = act(scale * (product + what each image's member adds) + shift + residual); null is nothing.
+void correct_float(const Layer* l, const After* a, const float* x, const float* product,
+                   const float* residual, float* out, const int64_t* rows, const float* signs,
+                   int64_t images) {
   (l->outputs % 16 == 0 ? correct<16, float> : correct<8, float>)(
-      *l, x, residual, out, rows, signs, images);
+      *l, *a, x, product, residual, out, rows, signs, images);
 }
-void correct_bfloat16(const Layer* l, const void* x, const void* residual, void* out,
-                      const int64_t* rows, const float* signs, int64_t images) {
-  (l->outputs % 16 == 0 ? correct<16, bfloat16>
-                                                 : correct<8, bfloat16>)(
-      *l, (const bfloat16*)x, (const bfloat16*)residual, (bfloat16*)out, rows, signs, images);
+void correct_bfloat16(const Layer* l, const After* a, const void* x, const void* product,
+                      const void* residual, void* out, const int64_t* rows, const float* signs,
+                      int64_t images) {
+  (l->outputs % 16 == 0 ? correct<16, bfloat16> : correct<8, bfloat16>)(
+      *l, *a, (const bfloat16*)x, (const bfloat16*)product, (const bfloat16*)residual,
+      (bfloat16*)out, rows, signs, images);
 }
 
-void affine_float(float* out, const float* x, const float* residual, const float* scale,
-                  const float* scale_noise, const float* shift, const float* shift_noise,
-                  int64_t scale_stride, int64_t shift_stride, float sigma, const int64_t* rows,
-                  const float* signs, int64_t images, int64_t pixels, int32_t channels,
-                  int32_t relu) {
-  (channels % 16 == 0 ? affine<16, float> : affine<8, float>)(
-      out, x, residual, scale, scale_noise, shift, shift_noise, scale_stride, shift_stride,
-      sigma, rows, signs, images, pixels, channels, relu);
+// out = act(scale * (conv(x, member's weights) + member's shift) + shift + residual), every
+// channel on its own: weights [kernel, channels], shift [channels]; the layer's `left` is
+// [pair][kernel, channels].
+void depthwise_float(const Layer* l, const After* a, const float* weights, const float* shift,
+                     const float* x, const float* residual, float* out, const int64_t* rows,
+                     const float* signs, int64_t images) {
+  (l->groups % 16 == 0 ? depthwise<16, float> : depthwise<8, float>)(
+      *l, *a, weights, shift, x, residual, out, rows, signs, images);
 }
-void affine_bfloat16(void* out, const void* x, const void* residual, const float* scale,
-                     const float* scale_noise, const float* shift, const float* shift_noise,
-                     int64_t scale_stride, int64_t shift_stride, float sigma,
+void depthwise_bfloat16(const Layer* l, const After* a, const float* weights, const float* shift,
+                        const void* x, const void* residual, void* out, const int64_t* rows,
+                        const float* signs, int64_t images) {
+  (l->groups % 16 == 0 ? depthwise<16, bfloat16> : depthwise<8, bfloat16>)(
+      *l, *a, weights, shift, (const bfloat16*)x, (const bfloat16*)residual, (bfloat16*)out, rows,
+      signs, images);
+}
+
+void affine_float(const After* a, const float* x, const float* residual, float* out,
+                  const int64_t* rows, const float* signs, int64_t images, int64_t pixels,
+                  int32_t channels) {
+  (channels % 16 == 0 ? affine<16, float> : affine<8, float>)(
+      *a, x, residual, out, rows, signs, images, pixels, channels);
+}
+void affine_bfloat16(const After* a, const void* x, const void* residual, void* out,
                      const int64_t* rows, const float* signs, int64_t images, int64_t pixels,
-                     int32_t channels, int32_t relu) {
+                     int32_t channels) {
   (channels % 16 == 0 ? affine<16, bfloat16> : affine<8, bfloat16>)(
-      (bfloat16*)out, (const bfloat16*)x, (const bfloat16*)residual, scale, scale_noise, shift,
-      shift_noise, scale_stride, shift_stride, sigma, rows, signs, images, pixels, channels,
-      relu);
+      *a, (const bfloat16*)x, (const bfloat16*)residual, (bfloat16*)out, rows, signs, images,
+      pixels, channels);
 }
 
 // Whether `convolve_bfloat16` does this layer on this processor.
@@ -733,14 +638,14 @@ int32_t convolves(const Layer* l) {
 }
 
 // out = act(conv(x, weights) + shift + residual + what each image's member adds).
-void convolve_bfloat16(const Layer* l, const void* weights, const float* shift, int32_t relu,
+void convolve_bfloat16(const Layer* l, const After* a, const void* weights, const float* shift,
                        const void* x, const void* residual, void* out, const int64_t* rows,
                        const float* signs, int64_t images) {
 #if defined(__AVX512BF16__) && defined(__AVX512VL__)
-  convolution_for(*l)(*l, Fused{(const bfloat16*)weights, shift, relu != 0}, (const bfloat16*)x,
+  convolution_for(*l)(*l, Fused{(const bfloat16*)weights, shift}, *a, (const bfloat16*)x,
                       (const bfloat16*)residual, (bfloat16*)out, rows, signs, images);
 #else
-  (void)l, (void)weights, (void)shift, (void)relu, (void)x, (void)residual, (void)out;
+  (void)l, (void)a, (void)weights, (void)shift, (void)x, (void)residual, (void)out;
   (void)rows, (void)signs, (void)images;
 #endif
 }
