@@ -212,7 +212,8 @@ class MemberLayer:
                 return out
             return self._after(tile)(out, residual, tile.rows, tile.signs)
         if not self._ends:
-            out, after = layer.compute(x, None), self._after(tile)
+            out = layer.compute(x, None).contiguous(memory_format=torch.channels_last)
+            after = self._after(tile)
             return add.finished(x, out, residual, after, tile.rows, tile.signs)
         if self._has_noise:
             residual = add(x, residual, tile.rows, tile.signs, overwrite)
