@@ -20,6 +20,8 @@ _CACHE = 2 << 20
 _SHARE_OF_WEIGHTS = 3
 """Weights are read again for every run, so a run has activations of a third of their size."""
 _MOST_IMAGES = 4096
+_FEWEST_IMAGES = 8
+"""A run of fewer spends more on its calls than its activations gain by staying in the caches."""
 _NOISE = 2 << 20
 """Bytes of noise to draw at once: drawing costs some calls for every parameter, so many
 members' noise is drawn together, as long as it stays in the caches until it is used."""
@@ -235,7 +237,8 @@ class _Sizes:
     def images_in_cache(self) -> int:
         """Return how many images a tile should have."""
         size = self._dtype.itemsize
-        return images_in_cache(self._largest * size, self._parameters * size)
+        fitting = images_in_cache(self._largest * size, self._parameters * size)
+        return max(_FEWEST_IMAGES, fitting)
 
     def members_a_draw(self) -> int:
         """Return how many members' noise should be drawn at once."""
