@@ -20,6 +20,8 @@ from tinkering.graph.batch_axis import Placement
 from tinkering.graph.program import arguments
 from tinkering.layers import recurrent
 from tinkering.layers.tile import MemberTile
+from tinkering.native import calls
+from tinkering.native.after import layer_norm as layer_norm_of_members
 
 
 @runtime_checkable
@@ -88,12 +90,18 @@ def layer_norm(node: fx.Node, binder: Binder) -> MemberNode:
         eps: float = 1e-5,
         *_: Any,
     ) -> Tensor:
-        out = F.layer_norm(x, shape, None, None, eps)
-        # A feature is a channel, and lies last: [images, features, tokens, 1].
-        line = out.reshape(len(x), -1, 1, math.prod(shape)).permute(0, 3, 1, 2)
-        flat = [None if value is None else value.flatten() for value in (weight, bias)]
-        scaled = tile.scaled(line, flat[0], flat[1], names)
-        return scaled.permute(0, 2, 3, 1).reshape(x.shape)
+        features = math.prod(shape)
+        after = tile.affine(weight, bias, names, features)
+        # A feature is a channel, and lies last: [images, tokens, 1, features].
+        lines = x.reshape(len(x), -1, 1, features)
+        if calls.available(x):
+            lines = layer_norm_of_members(
+                after.native, lines.contiguous(), eps, tile.rows, tile.signs
+            )
+        else:
+            lines = F.layer_norm(lines, (features,), None, None, eps).permute(0, 3, 1, 2)
+            lines = after(lines, None, tile.rows, tile.signs).permute(0, 2, 3, 1)
+        return lines.reshape(x.shape)
 
     return MemberNode(call, given["input"], moves=True)
 
@@ -112,7 +120,9 @@ def group_norm(node: fx.Node, binder: Binder) -> MemberNode:
         eps: float = 1e-5,
         *_: Any,
     ) -> Tensor:
-        return tile.scaled(F.group_norm(x, groups, None, None, eps), weight, bias, names)
+        out = F.group_norm(x, groups, None, None, eps)
+        after = tile.affine(weight, bias, names, x.shape[1])
+        return after(out, None, tile.rows, tile.signs)
 
     return MemberNode(call, given["input"])
 
@@ -131,7 +141,7 @@ def batch_statistics(node: fx.Node, binder: Binder) -> MemberNode:
         members = x.view(shape).transpose(0, 1).flatten(1, 2)
         out = F.batch_norm(members, None, None, training=True, eps=eps)
         out = out.view(tile.batch, -1, *x.shape[1:]).transpose(0, 1).flatten(0, 1)
-        return tile.scaled(out, weight, bias, names)
+        return tile.affine(weight, bias, names, x.shape[1])(out, None, tile.rows, tile.signs)
 
     return MemberNode(call, given["input"])
 

@@ -68,21 +68,22 @@ class Tile(MemberTile):
             noise, indices, self.rows, self.signs, sigma
         )
 
-    def scaled(
+    def affine(
         self,
-        x: Tensor,
         scale: Tensor | None,
         shift: Tensor | None,
         names: tuple[str | None, str | None],
-    ) -> Tensor:
-        """Return ``x * scale + shift`` with each member's noise on both."""
-        ones = x.new_ones(x.shape[1], dtype=torch.float32)
+        channels: int,
+    ) -> After:
+        """Return what multiplies and adds the centre's and each member's noise."""
+        device = self.rows.device
         folded = Affine(
-            ones if scale is None else scale, torch.zeros_like(ones) if shift is None else shift
+            torch.ones(channels, device=device) if scale is None else scale.flatten(),
+            torch.zeros(channels, device=device) if shift is None else shift.flatten(),
         )
         *noise, sigma = self.vectors(*names)
-        after = After(None, folded, (noise[0], noise[1]), sigma)
-        return after(x, None, self.rows, self.signs)
+        pairs = (None if each is None else each.reshape(len(each), -1) for each in noise)
+        return After(None, folded, (next(pairs), next(pairs)), sigma)
 
     def vector(self, name: str | None) -> Tensor | None:
         """Return the noise of a vector, ``[pairs, length]``; None where there is none."""

@@ -51,17 +51,17 @@ class StackedTile(MemberTile):
         del table
         return self.values[name][self.rows.view(-1, *[1] * (indices.dim() - 1)), indices]
 
-    def scaled(
+    def affine(
         self,
-        x: Tensor,
         scale: Tensor | None,
         shift: Tensor | None,
         names: tuple[str | None, str | None],
-    ) -> Tensor:
-        """Return ``x * scale + shift`` with each member's own."""
+        channels: int,
+    ) -> After:
+        """Return what multiplies and adds each member's own."""
         pairs = zip((scale, shift), names, (1.0, 0.0), strict=True)
-        own = [_every(self, value, name, x.shape[1], blank) for value, name, blank in pairs]
-        return after_of(own[0], own[1], None)(x, None, self.rows, self.signs)
+        own = [_every(self, value, name, channels, blank) for value, name, blank in pairs]
+        return after_of(own[0], own[1], None)
 
 
 def after_of(scale: Tensor, shift: Tensor, activation: Activation | None) -> After:

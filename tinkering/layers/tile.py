@@ -8,6 +8,8 @@ from typing import Any, TypeVar
 
 from torch import Tensor
 
+from tinkering.layers.after import After
+
 Made = TypeVar("Made")
 
 
@@ -51,20 +53,20 @@ class MemberTile(ABC):
         """
 
     @abstractmethod
-    def scaled(
+    def affine(
         self,
-        x: Tensor,
         scale: Tensor | None,
         shift: Tensor | None,
         names: tuple[str | None, str | None],
-    ) -> Tensor:
-        """Return ``x * scale + shift`` with what members have of their own.
+        channels: int,
+    ) -> After:
+        """Return what multiplies and adds what members have of their own.
 
         Args:
-            x: ``[images, channels, ...]``.
             scale: ``[channels]``, as it is shared; None for ones.
             shift: likewise; None for zeros.
             names: of the two, where they are members' own.
+            channels: how many they are.
         """
 
     @abstractmethod

@@ -7,6 +7,7 @@ import math
 from functools import cache
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from tinkering.native.calls import address, kernel, pointer, size, stride
@@ -83,3 +84,21 @@ def affine(
     images, channels = len(x), x.shape[1]
     pixels = x.numel() // (images * channels)
     kernel("affine", x.dtype)(after.pointer, *tensors, images, pixels, channels)
+
+
+def layer_norm(after: After, x: Tensor, eps: float, rows: Tensor, signs: Tensor) -> Tensor:
+    """Return ``act(norm(x) * member's scale + member's shift)``, the norm over the last axis.
+
+    Args:
+        after: scales, shifts and the activation.
+        x: ``[images, ..., features]``, contiguous.
+        eps: added to variances.
+        rows: ``[images]``, int64: the row of each image's pair.
+        signs: ``[images]``, float32.
+    """
+    out = torch.empty_like(x)
+    tensors = map(address, (x, out, rows, signs))
+    images, features = len(x), x.shape[-1]
+    each = x.numel() // (images * features)
+    kernel("layer_norm", x.dtype)(after.pointer, *tensors, images, each, features, eps)
+    return out

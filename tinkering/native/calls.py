@@ -46,6 +46,7 @@ def _functions() -> dict[str, Any]:
         "correct": [*[pointer] * 8, size],
         "depthwise": [*[pointer] * 9, size],
         "affine": [*[pointer] * 6, size, size, ctypes.c_int32],
+        "layer_norm": [*[pointer] * 5, size, size, ctypes.c_int32, ctypes.c_float],
     }
     named = {
         f"{kernel}_{dtype}": arguments

@@ -6,6 +6,7 @@
 #include "after.h"
 #include "depthwise.h"
 #include "layer.h"
+#include "layer_norm.h"
 #include "vectors.h"
 
 namespace {
@@ -625,6 +626,19 @@ void affine_bfloat16(const After* a, const void* x, const void* residual, void* 
   (channels % 16 == 0 ? affine<16, bfloat16> : affine<8, bfloat16>)(
       *a, (const bfloat16*)x, (const bfloat16*)residual, (bfloat16*)out, rows, signs, images,
       pixels, channels);
+}
+
+// out = act(scale * norm(x) + shift), the norm over each row of features; an image has some rows.
+void layer_norm_float(const After* a, const float* x, float* out, const int64_t* rows,
+                      const float* signs, int64_t images, int64_t rows_each, int32_t features,
+                      float eps) {
+  layer_norm<16, float>(*a, x, out, rows, signs, images, rows_each, features, eps);
+}
+void layer_norm_bfloat16(const After* a, const void* x, void* out, const int64_t* rows,
+                         const float* signs, int64_t images, int64_t rows_each,
+                         int32_t features, float eps) {
+  layer_norm<16, bfloat16>(*a, (const bfloat16*)x, (bfloat16*)out, rows, signs, images,
+                           rows_each, features, eps);
 }
 
 // Whether `convolve_bfloat16` does this layer on this processor.
