@@ -226,6 +226,42 @@ def depthwise():
     )
 
 
+def grouped():
+    """Convolutions in groups of many kinds, and functions that are no rectifier between them."""
+    return nn.Sequential(
+        nn.Conv2d(1, 16, 3, padding=1),
+        nn.Hardswish(),
+        nn.Conv2d(16, 16, 5, padding=2, groups=16),
+        nn.GELU(),
+        nn.Conv2d(16, 24, 3, padding=2, dilation=2, groups=4, bias=False),
+        nn.BatchNorm2d(24),
+        nn.Hardtanh(-1.0, 2.0),
+        nn.Conv2d(24, 48, (3, 1), stride=2, groups=24),
+        nn.GELU("tanh"),
+        nn.Flatten(),
+        nn.Linear(48 * 3 * 4, 5),
+    )
+
+
+def padded_and_transposed():
+    """Convolutions that keep the size of an image, and transposed ones."""
+    return nn.Sequential(
+        nn.Conv2d(1, 4, 3, padding="same"),
+        nn.SiLU(),
+        nn.Conv2d(4, 4, (2, 5), padding="same", dilation=(2, 1)),
+        nn.BatchNorm2d(4),
+        nn.ConvTranspose2d(4, 6, 3, stride=2, padding=1, output_padding=1),
+        nn.ReLU(),
+        nn.ConvTranspose2d(6, 4, (2, 3), dilation=2, groups=2, bias=False),
+        nn.Conv2d(4, 3, 3, stride=3, padding="valid"),
+        nn.AdaptiveAvgPool2d(2),
+        nn.Flatten(2),
+        nn.ConvTranspose1d(3, 2, 3),
+        nn.Flatten(),
+        nn.Linear(12, 5),
+    )
+
+
 @takes(6, words=11)
 def transformer():
     return Transformer()
@@ -323,26 +359,30 @@ class Recurrent(nn.Module):
 
     def __init__(self, kind, features, **options):
         super().__init__()
-        self.over_time = kind(3, 4, **options)
+        self.first, self.over_time = nn.Linear(3, 3), kind(3, 4, **options)
         self.last = nn.Linear(features, 5)
 
     def forward(self, x):
+        x = self.first(x)
         if not self.over_time.batch_first:
             return self.last(self.over_time(x.transpose(0, 1))[0][-1])
         return self.last(self.over_time(x)[0][:, -1])
 
 
-@takes(6, 3)
+NO_RULE = "Batching rule not implemented"
+
+
+@takes(6, 3, vmapped=NO_RULE)
 def lstm():
     return Recurrent(nn.LSTM, 8, num_layers=2, bidirectional=True, batch_first=True)
 
 
-@takes(6, 3)
+@takes(6, 3, vmapped=NO_RULE)
 def gru_of_time_first():
     return Recurrent(nn.GRU, 4)
 
 
-@takes(6, 3)
+@takes(6, 3, vmapped=NO_RULE)
 def elman():
     return Recurrent(nn.RNN, 4, nonlinearity="relu", bias=False, batch_first=True)
 
@@ -352,19 +392,20 @@ class Cells(nn.Module):
 
     def __init__(self):
         super().__init__()
+        self.seen = nn.Linear(3, 3)
         self.first, self.second = nn.GRUCell(3, 4), nn.LSTMCell(4, 5)
         self.third = nn.RNNCell(5, 5)
 
     def forward(self, x):
         h = x.new_zeros(x.shape[0], 4)
         state = x.new_zeros(x.shape[0], 5), x.new_zeros(x.shape[0], 5)
-        for moment in x.unbind(1):
+        for moment in self.seen(x).unbind(1):
             h = self.first(moment, h)
             state = self.second(h, state)
         return self.third(state[0], state[1])
 
 
-@takes(4, 3)
+@takes(4, 3, vmapped=NO_RULE)
 def cells():
     return Cells()
 
@@ -380,9 +421,10 @@ class ClassToken(nn.Module):
         self.weight, self.bias = nn.Parameter(torch.randn(8, 8) / 3), nn.Parameter(torch.randn(8))
         self.register_buffer("order", torch.arange(7))
         self.register_buffer("apart", torch.arange(49).view(7, 7) % 9)
-        self.head = nn.Linear(8, 5)
+        self.seen, self.head = nn.Linear(8, 8), nn.Linear(8, 5)
 
     def forward(self, x):
+        x = self.seen(x)
         x = torch.cat([self.token.expand(x.shape[0], -1, -1), x], 1) + self.places(self.order)
         x = torch.addmm(self.bias, x.reshape(-1, 8), self.weight).view(x.shape)
         heads = x.view(x.shape[0], 7, 2, 4).transpose(1, 2)
@@ -397,12 +439,6 @@ def class_token():
     return ClassToken()
 
 
-@takes(2, 5, 5)
-def transposed():
-    layers = [nn.ConvTranspose2d(2, 3, 3, stride=2), nn.PReLU(3)]
-    return nn.Sequential(*layers, nn.Conv2d(3, 4, 3, padding="same"), nn.Flatten(1))
-
-
 @takes(1, 8, 8, engine="sequential", unknown="DependsOnData")
 def depends_on_data():
     return DependsOnData()
@@ -412,7 +448,7 @@ NETWORKS = [resnet, bottleneck_resnet, perceptron, normalised_perceptron, convne
 NETWORKS += [lenet, depthwise, transformer, transformer_of_time_first, attention, conv1d_net]
 NETWORKS += [conv3d_net, vgg, pre_activation_resnet, Shared, norm_without_affine, prelu]
 NETWORKS += [norm_without_statistics, biased_and_normed, depends_on_data, lstm, elman, cells]
-NETWORKS += [gru_of_time_first, class_token, transposed]
+NETWORKS += [gru_of_time_first, class_token, grouped, padded_and_transposed]
 
 
 def engine_for(build):

@@ -12,6 +12,7 @@ from tinkering.graph.program import CONVOLUTIONS, Fused
 from tinkering.layers.centre import ConvLayer, Folded
 from tinkering.layers.low_rank import grouped_correction
 from tinkering.layers.onednn import Geometry
+from tinkering.noise import Dense, LowRank, Separable
 from tinkering.population import PerturbedPopulation
 
 TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 2**-7}
@@ -188,3 +189,59 @@ def test_engines_agree_with_each_member_on_its_own(engine, build, size, dtype):
         alone = torch.stack([member(x[i].double()) for i, member in enumerate(members)])
         tolerance = 1e-4 if dtype == torch.float32 else 0.03
         assert (result - alone).abs().max() <= tolerance * alone.abs().max()
+
+
+@pytest.mark.filterwarnings("ignore:Using padding='same'")  # PyTorch's own, of what it copies
+@pytest.mark.parametrize("padding", ["same", "valid"])
+@pytest.mark.parametrize(("build", "size"), [
+    (lambda p: nn.Conv1d(3, 4, 4, padding=p, dilation=3), (3, 14)),
+    (lambda p: nn.Conv2d(3, 4, (2, 3), padding=p, dilation=(1, 2)), (3, 7, 9)),
+    (lambda p: nn.Conv2d(4, 4, 4, padding=p, groups=4), (4, 7, 8)),
+    (lambda p: nn.Conv3d(2, 3, (1, 3, 5), padding=p), (2, 4, 5, 6)),
+], ids=["line", "plane", "depthwise", "volume"])  # fmt: skip
+def test_padding_in_words(build, padding, size):
+    """With an even kernel "same" has more behind than before."""
+    torch.manual_seed(0)
+    model = nn.Sequential(build(padding), nn.Flatten(), nn.LazyLinear(5)).eval()
+    x = torch.randn(4, 2, *size)
+    model(x[0])
+    population = PerturbedPopulation(model, size=4, sigma=0.05)
+    result = tinkering.forward(model, population, x, in_dims=(0, 0), engine="factored")
+    alone = torch.stack([population.materialise(i, model)(x[i]) for i in range(4)])
+    torch.testing.assert_close(result, alone, rtol=1e-4, atol=1e-5)
+
+
+@st.composite
+def transposed_cases(draw):
+    axes = draw(st.integers(1, 3))
+    each = {"min_size": axes, "max_size": axes}
+    groups = draw(st.sampled_from([1, 1, 2, 3]))
+    channels, outputs = draw(st.integers(1, 9)), draw(st.integers(1, 9))
+    size, kernel = (
+        draw(st.lists(st.integers(1, 5), **each)),
+        draw(st.lists(st.integers(1, 4), **each)),
+    )
+    stride = draw(st.lists(st.integers(1, 3), **each))
+    dilation = draw(st.lists(st.integers(1, 2), **each))
+    output_padding = [
+        draw(st.integers(0, max(s, d) - 1)) for s, d in zip(stride, dilation, strict=True)
+    ]
+    padding = [
+        draw(st.integers(0, min(2, ((n - 1) * s + d * (k - 1)) // 2)))
+        for n, s, d, k in zip(size, stride, dilation, kernel, strict=True)
+    ]
+    build = getattr(nn, f"ConvTranspose{axes}d")
+    walk = (kernel, stride, padding, output_padding, groups, True, dilation)
+    return (channels * groups, *size), build(channels * groups, outputs * groups, *walk)
+
+
+@settings(max_examples=15, deadline=None)  # each is captured
+@given(transposed_cases(), st.sampled_from([LowRank(1), LowRank(3), Separable(2), Dense()]))
+def test_transposed_convolutions(case, kind):
+    shape, layer = case
+    torch.manual_seed(0)
+    x, population = torch.randn(4, 2, *shape), PerturbedPopulation(layer, 4, 0.3, kind)
+    alone = torch.stack([population.materialise(i)(x[i]) for i in range(4)])
+    for members in (population, population.stack()):
+        result = tinkering.bind(layer, members, x, in_dims=(0, 0))(x)
+        assert (result - alone).abs().max() <= 1e-4 * alone.abs().max().clamp(min=1)

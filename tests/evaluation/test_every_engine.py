@@ -131,6 +131,8 @@ def refusal(case):
     refused = of_steps and engine_for(case.build) != "factored"
     if refused or (case.engine == "vmapped" and case.build is depends_on_data and case.own):
         return UnsupportedLayerError, case.build.unknown
+    if case.engine == "vmapped" and hasattr(case.build, "vmapped"):
+        return UnsupportedLayerError, case.build.vmapped
     return None
 
 

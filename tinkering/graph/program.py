@@ -19,6 +19,7 @@ import torch
 from torch import fx
 
 from tinkering.graph.activation import Activation, activation_of
+from tinkering.graph.arguments import arguments as arguments
 from tinkering.graph.capture import Captured
 
 _aten = torch.ops.aten
@@ -138,14 +139,6 @@ def _reads(step: Step) -> list[fx.Node]:
     if not isinstance(step, Fused):
         return list(step.all_input_nodes)
     return [step.source] if step.residual is None else [step.source, step.residual]
-
-
-def arguments(node: fx.Node) -> dict[str, Any]:
-    """Return an operation's arguments by name, with the defaults of its schema."""
-    schema = node.target._schema.arguments  # type: ignore[union-attr]
-    given = {a.name: value for a, value in zip(schema, node.args, strict=False)}
-    defaults = {a.name: a.default_value for a in schema if a.has_default_value()}
-    return {**defaults, **given, **node.kwargs}
 
 
 def _fuse(graph: fx.Graph, inputs: frozenset[str], known: _Known) -> Iterator[Step]:

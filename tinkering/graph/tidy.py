@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import fx
 
+from tinkering.graph.arguments import arguments
+
 _aten = torch.ops.aten
 
 
@@ -16,6 +18,7 @@ def tidy(graph: fx.Graph, results: Sequence[str]) -> None:
 
     - It returns the tensors of the module's result, and not what a forward wrote into its inputs.
     - Batch norms are ``aten.batch_norm`` whichever way they were captured.
+    - Convolutions are told their padding in numbers, what is uneven of it before them.
     - Views may be of values in any layout, as layers here make others than the module's.
     - ``squeeze`` leaves the axis of the images, also where there is one image.
     - Copies are left out, since nothing is written to, but for those that lay numbers out anew.
@@ -49,6 +52,33 @@ def _batch_norm(graph: fx.Graph, norm: fx.Node) -> None:
         _aten.batch_norm.default,
         (x, weight, bias, mean, variance, training, momentum, eps, False),
     )
+
+
+def _padded(graph: fx.Graph, node: fx.Node) -> None:
+    """Say ``padding="same"`` and ``"valid"`` in numbers; "same" has more behind than before."""
+    given = arguments(node)
+    x, weight = given["input"], given["weight"]
+    kernel = weight.meta["val"].shape[2:]
+    stride, dilation = (_for_each(given[key], len(kernel)) for key in ("stride", "dilation"))
+    same = given["padding"] == "same"
+    whole = [
+        spread * (taps - 1) if same else 0 for taps, spread in zip(kernel, dilation, strict=True)
+    ]
+    if any(total % 2 for total in whole):
+        more = [amount for total in reversed(whole) for amount in (0, total % 2)]
+        with graph.inserting_before(node):
+            wider = graph.call_function(_aten.constant_pad_nd.default, (x, more, 0.0))
+        wider.meta = {**x.meta, "val": _aten.constant_pad_nd.default(x.meta["val"], more, 0.0)}
+        x = wider
+    target = _IN_NUMBERS[node.target]
+    padding = [total // 2 for total in whole]
+    args = (x, weight, given["bias"], stride, padding, dilation, given["groups"])
+    _instead(graph, node, target, args)
+
+
+def _for_each(numbers: Sequence[int], axes: int) -> list[int]:
+    """Return a number for each axis, of which one may stand for all."""
+    return [*numbers] * axes if len(numbers) == 1 else [*numbers]
 
 
 def _first_of(node: fx.Node) -> fx.Node:
@@ -101,10 +131,17 @@ def _instead(
     node.replace_all_uses_with(other)
 
 
+_IN_NUMBERS: dict[Any, Callable[..., Any]] = {
+    _aten.conv1d.padding: _aten.conv1d.default,
+    _aten.conv2d.padding: _aten.conv2d.default,
+    _aten.conv3d.padding: _aten.conv3d.default,
+}
+
 _REWRITES: dict[Any, Callable[[fx.Graph, fx.Node], None]] = {
     _aten._assert_tensor_metadata.default: _nothing,
     _aten._native_batch_norm_legit_no_training.default: _batch_norm,
     _aten._native_batch_norm_legit.no_stats: _batch_norm,
+    **dict.fromkeys(_IN_NUMBERS, _padded),
     _aten._unsafe_view.default: _view,
     _aten.as_strided.default: _strided,
     _aten.clone.default: _copy,
