@@ -83,12 +83,20 @@ class Pure:
         model: the network, in eval mode and float32.
         dtype: of the computation.
         compiled: whether to try PyTorch's compiler; without it, the module itself is run.
+        draw: returns some images.
     """
 
-    def __init__(self, model: nn.Module, dtype: torch.dtype, compiled: bool) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        dtype: torch.dtype,
+        compiled: bool,
+        draw: Callable[[int], Tensor] = images,
+    ) -> None:
         self._model = model
         self._dtype = dtype
         self._compiled = compiled
+        self._draw = draw
         narrow: nn.Module = copy.deepcopy(model)
         self._narrow: nn.Module = narrow.to(  # type: ignore[call-overload]
             dtype=dtype, memory_format=torch.channels_last
@@ -109,6 +117,12 @@ class Pure:
         self._ways[name] = (tile, forward, False)
         return name
 
+    def leave(self, count: int) -> str:
+        """Likewise for the module as it is: "eager-128"."""
+        name = f"eager-{count}"
+        self._ways[name] = (self._tile(count), self._narrow, False)
+        return name
+
     def contender(self, name: str, count: int) -> Contender:
         """Return a way that was prepared, on at least `count` images."""
         tile, forward, side_by_side = self._ways[name]
@@ -120,7 +134,7 @@ class Pure:
         return Contender(f"pure:{name}", run, tiles * len(tile))
 
     def _tile(self, count: int) -> Tensor:
-        return images(count).to(dtype=self._dtype, memory_format=torch.channels_last)
+        return self._draw(count).to(dtype=self._dtype, memory_format=torch.channels_last)
 
 
 def _in_turn(forward: _Forward, tile: Tensor, tiles: int) -> None:

@@ -13,6 +13,7 @@ from benchmarks.bench import (
     peers,
     policies,
     processes,
+    vision_rows,
 )
 from benchmarks.bench.experiment import Bench, Experiment, matches, pure_name
 from benchmarks.bench.judge import Row
@@ -29,7 +30,16 @@ def suite(sizes: Sizes) -> list[Experiment]:
         for width in sizes.widths
         if name == "resnet" or width != sizes.middle
     ]
-    for room in (explicit, centred, policies, attention, generations, processes, peers):
+    for room in (
+        explicit,
+        centred,
+        policies,
+        attention,
+        generations,
+        vision_rows,
+        processes,
+        peers,
+    ):
         found += room.experiments(sizes)
     return found
 

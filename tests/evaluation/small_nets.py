@@ -148,11 +148,15 @@ class DependsOnData(nn.Module):
         return self.linear(x) if x.sum() > 1e9 else -self.linear(x)
 
 
-def takes(*shape, words=0, engine="factored", unknown=""):
-    """Say what a network takes and which engine serves it; `words`: integers below that."""
+def takes(*shape, words=0, engine="factored", unknown="", **refused):
+    """Say what a network takes, and which engine serves it.
+
+    Words are integers below `words`; `refused` are engines that do not, and what they say.
+    """
 
     def note(build):
         build.shape, build.words, build.engine, build.unknown = shape, words, engine, unknown
+        vars(build).update(refused)
         return build
 
     return note
