@@ -18,13 +18,14 @@ from small_nets import (
     population_of,
     program,
     resnet,
+    takes,
 )
 from torch import nn
 
 from tinkering.engines.table import ENGINES
 from tinkering.errors import UnsupportedLayerError
 from tinkering.evaluation.entry import forward, plan
-from tinkering.models import ResNet4StageCustom
+from tinkering.models import BasicBlock, SimpleResNet
 from tinkering.noise import Dense, LowRank, Separable
 from tinkering.population import StackedPopulation
 
@@ -38,6 +39,11 @@ class MinusTheMeanOfItsBatch(nn.Module):
 
     def forward(self, x):
         return self.linear(x.flatten(1) - x.flatten(1).mean(0))
+
+
+@takes(256)
+def wide():
+    return nn.Sequential(nn.Linear(256, 256), nn.Tanh(), nn.Linear(256, 256))
 
 
 def planned(build, population=None, images=3, **options):
@@ -70,24 +76,25 @@ class TestAuto:
         assert batched or build.unknown == type(made(build)).__name__
 
     def test_large_members_of_their_own_are_evaluated_one_by_one(self):
-        model = ResNet4StageCustom(width=32).eval()
+        model = SimpleResNet(BasicBlock, [1, 1, 1, 1], width=32).eval()
         members, x = StackedPopulation.from_modules([model, model]), torch.zeros(128, 1, 28, 28)
         assert plan(model, members, x).engine == "sequential"
         assert plan(model, members, x[:1]).engine == "batched"
 
     @pytest.mark.parametrize(
-        ("noise", "images", "engine"),
+        ("build", "noise", "images", "engine"),
         [
-            (Dense(), 1, "factored"),
-            (Dense(), 8, "batched"),
-            (LowRank(2), 8, "factored"),
-            (Separable(1), 50, "factored"),
+            (wide, Dense(), 1, "factored"),
+            (wide, Dense(), 64, "batched"),
+            (convnet, Dense(), 8, "batched"),
+            (convnet, LowRank(2), 8, "factored"),
+            (convnet, Separable(1), 50, "factored"),
         ],
         ids=str,
     )
-    def test_dense_noise_is_built_where_it_pays(self, noise, images, engine):
-        population = population_of(made(convnet), noise=noise)
-        found, said = planned(convnet, population, images)
+    def test_dense_noise_is_built_where_it_pays(self, build, noise, images, engine):
+        population = population_of(made(build), noise=noise)
+        found, said = planned(build, population, images)
         assert (found.engine, said) == (engine, [])
         if engine == "batched":
             assert "dense noise is as large as the weights" in found.reason

@@ -75,7 +75,7 @@ class Direction:
             state: before the first step.
             backwards: whether time is walked from its end.
         """
-        gates = self.of_input(tile, x)
+        gates = self.of_input(tile, x).float()
         times = range(x.shape[1])
         made: list[Tensor] = []
         for time in reversed(times) if backwards else times:
@@ -85,8 +85,9 @@ class Direction:
 
     def next(self, tile: MemberTile, gates: Tensor, state: State) -> State:
         """Return the state behind a step, from what `of_input` made of its input."""
-        h, *rest = self.step(gates, self.of_state(tile, state[0]), state)
-        return (h if self.of_output is None else self.of_output(tile, h), *rest)
+        # In float32, whatever layers compute with: what is rounded here adds up over time.
+        h, *rest = self.step(gates.float(), self.of_state(tile, state[0]).float(), state)
+        return (h if self.of_output is None else self.of_output(tile, h).float(), *rest)
 
 
 def sequence(

@@ -73,16 +73,20 @@ __attribute__((noinline)) typename Lanes<V>::F curved(typename Lanes<V>::F x, in
   }
 }
 
-// A clamp is inlined: it takes two steps, and most layers end in one.
-template <int V>
-inline __attribute__((always_inline)) typename Lanes<V>::F activated(typename Lanes<V>::F x,
-                                                                     const After& after) {
+// A function of every number, held where no store can be thought to change it.
+template <int V> struct Activation {
   typedef typename Lanes<V>::F F;
-  if (after.curve != CLAMP) return curved<V>(x, after.curve);
-  const F low = F{} + after.low, high = F{} + after.high;
-  x = x < low ? low : x;  // a NaN stays one
-  return x > high ? high : x;
-}
+  F low, high;
+  int curve;
+
+  explicit Activation(const After& a) : low(F{} + a.low), high(F{} + a.high), curve(a.curve) {}
+
+  F clamped(F x) const {
+    x = x < low ? low : x;  // a NaN stays one
+    return x > high ? high : x;
+  }
+  F operator()(F x) const { return curve == CLAMP ? clamped(x) : curved<V>(x, curve); }
+};
 
 // The member's own scale and shift of every channel, with room for whole vectors.
 struct Own {

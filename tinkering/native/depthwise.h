@@ -79,30 +79,43 @@ template <typename T> struct Row {
   int step, lanes;
 };
 
+template <int V, int P, typename T>
+inline __attribute__((always_inline)) void finish_pixels(const Row<T>& row,
+                                                         const Activation<V>& act,
+                                                         typename Lanes<V>::F* sums, int64_t at) {
+  if (row.lanes == V) {
+    if (row.residual)
+#pragma GCC unroll 8
+      for (int p = 0; p < P; ++p) sums[p] += load<V>(row.residual + at + int64_t(p) * row.step);
+    if (act.curve == CLAMP)
+#pragma GCC unroll 8
+      for (int p = 0; p < P; ++p)
+        store<V>(row.out + at + int64_t(p) * row.step, act.clamped(sums[p]));
+    else
+      for (int p = 0; p < P; ++p) store<V>(row.out + at + int64_t(p) * row.step, act(sums[p]));
+    return;
+  }
+  for (int p = 0; p < P; ++p, at += row.step) {
+    if (row.residual) sums[p] += load_some<V>(row.residual + at, row.lanes);
+    store_some<V>(row.out + at, act(sums[p]), row.lanes);
+  }
+}
+
 template <int V, int K, int S, int P, typename T>
-inline int convolve_row(const Layer& l, const After& a, const typename Lanes<V>::F* from,
+inline int convolve_row(const Layer& l, const Activation<V>& act, const typename Lanes<V>::F* from,
                         int across, const typename Lanes<V>::F* taps,
                         typename Lanes<V>::F base, const Row<T>& row, int i) {
   typedef typename Lanes<V>::F F;
   for (; i + P <= l.out_width; i += P) {
     F sums[P];
+#pragma GCC unroll 8
     for (int p = 0; p < P; ++p) sums[p] = base;
     const F* at = from + int64_t(i) * (K ? S : l.stride_width);
     if constexpr (K != 0)
       convolve_pixels<V, K, S, P>(at, across, taps, sums);
     else
       convolve_any<V, P>(l, at, across, taps, sums);
-    for (int p = 0; p < P; ++p) {
-      const int64_t to = int64_t(i + p) * row.step;
-      F sum = sums[p];
-      if (row.lanes == V) {
-        if (row.residual) sum += load<V>(row.residual + to);
-        store<V>(row.out + to, activated<V>(sum, a));
-      } else {
-        if (row.residual) sum += load_some<V>(row.residual + to, row.lanes);
-        store_some<V>(row.out + to, activated<V>(sum, a), row.lanes);
-      }
-    }
+    finish_pixels<V, P>(row, act, sums, int64_t(i) * row.step);
   }
   return i;
 }
@@ -140,6 +153,7 @@ void depthwise(const Layer& l, const After& a, const float* weights, const float
   const int64_t in = int64_t(l.height) * l.width * channels;
   const int64_t result = int64_t(l.out_height) * l.out_width * channels;
   static thread_local Own own;
+  const Activation<V> act(a);
   std::vector<F> taps(count + 1);
   Padded<V> padded(l);
   for (int64_t n = 0; n < images; ++n) {
@@ -153,10 +167,10 @@ void depthwise(const Layer& l, const After& a, const float* weights, const float
         const F* from = &padded.pixels[int64_t(y) * l.stride_height * padded.across];
         const int64_t at = n * result + int64_t(y) * l.out_width * channels + first;
         const Row<T> row{residual ? residual + at : nullptr, out + at, channels, lanes};
-        int i = convolve_row<V, K, S, 8>(l, a, from, padded.across, taps.data(), taps[count],
+        int i = convolve_row<V, K, S, 8>(l, act, from, padded.across, taps.data(), taps[count],
                                          row, 0);
-        i = convolve_row<V, K, S, 4>(l, a, from, padded.across, taps.data(), taps[count], row, i);
-        convolve_row<V, K, S, 1>(l, a, from, padded.across, taps.data(), taps[count], row, i);
+        i = convolve_row<V, K, S, 4>(l, act, from, padded.across, taps.data(), taps[count], row, i);
+        convolve_row<V, K, S, 1>(l, act, from, padded.across, taps.data(), taps[count], row, i);
       }
     }
   }

@@ -133,11 +133,12 @@ template <typename T> struct Line {
   int width, step, lanes;  // pixels; numbers from one to the next; outputs that are there
 };
 
-template <int V, typename T>
-inline typename Lanes<V>::F start(typename Lanes<V>::F base, typename Lanes<V>::F factor,
-                                  const Line<T>& line, int64_t at) {
+template <int V, bool W, typename T>
+inline __attribute__((always_inline)) typename Lanes<V>::F start(typename Lanes<V>::F base,
+                                                                 typename Lanes<V>::F factor,
+                                                                 const Line<T>& line, int64_t at) {
   auto read = [&](const T* from) {
-    return line.lanes == V ? load<V>(from + at) : load_some<V>(from + at, line.lanes);
+    return W ? load<V>(from + at) : load_some<V>(from + at, line.lanes);
   };
   if (line.product) base += read(line.product) * factor;
   if (line.residual) base += read(line.residual);
@@ -147,11 +148,11 @@ inline typename Lanes<V>::F start(typename Lanes<V>::F base, typename Lanes<V>::
 // A kernel of 3 x 3 with stride 1: P pixels at a time, which share what they read.
 template <int V, int P, typename T>
 inline __attribute__((always_inline)) void spread_nine(
-    const float* from, const Terms& terms, const After& a, const typename Lanes<V>::F* tap,
+    const float* from, const Terms& terms, const Activation<V>& act, const typename Lanes<V>::F* tap,
     typename Lanes<V>::F base, typename Lanes<V>::F factor, const Line<T>& line, int64_t at) {
   typename Lanes<V>::F sum[P];
   for (int p = 0; p < P; ++p)
-    sum[p] = start<V>(base, factor, line, at + int64_t(p) * line.step);
+    sum[p] = start<V, true>(base, factor, line, at + int64_t(p) * line.step);
   for (int row = 0; row < 3; ++row, from += terms.across)
     for (int column = 0; column < P + 2; ++column) {
       const float value = from[column];
@@ -159,27 +160,29 @@ inline __attribute__((always_inline)) void spread_nine(
         if (column >= p && column - p < 3) sum[p] += value * tap[3 * row + column - p];
     }
   for (int p = 0; p < P; ++p)
-    store<V>(line.out + at + int64_t(p) * line.step, activated<V>(sum[p], a));
+    store<V>(line.out + at + int64_t(p) * line.step, act(sum[p]));
 }
 
 // out[pixel, lanes] = act(base + product * factor + residual + sum_k planes[pixel + offset_k] *
-// taps_k), one row. K: 9 for a 3 x 3 kernel without dilation, 1 for a single term, 0 for any.
-template <int V, int K, typename T>
+// taps_k), one row. K: 9 for a 3 x 3 kernel without dilation, 1 for a single term, 0 for any;
+// W: whether all lanes are there.
+template <int V, int K, bool W, typename T>
 inline __attribute__((always_inline)) void spread(const float* planes, const Terms& terms,
                                                   const After& a, const float* taps,
-                                                  const Line<T>& line) {
+                                                  const Line<T> line) {
   typedef typename Lanes<V>::F F;
+  const Activation<V> act(a);
   F tap[K ? K : 1];
   for (int k = 0; k < K; ++k) tap[k] = load<V>(taps + k * V);
   const F base = load<V>(taps + terms.count * V), factor = load<V>(taps + (terms.count + 1) * V);
   int i = 0;
   if (K == 9 && terms.stride == 1)
     for (; i + 4 <= line.width; i += 4)
-      spread_nine<V, 4>(planes + i, terms, a, tap, base, factor, line, int64_t(i) * line.step);
+      spread_nine<V, 4>(planes + i, terms, act, tap, base, factor, line, int64_t(i) * line.step);
   for (; i < line.width; ++i) {
     const float* from = planes + int64_t(i) * terms.stride;
     const int64_t at = int64_t(i) * line.step;
-    F sum = start<V>(base, factor, line, at);
+    F sum = start<V, W>(base, factor, line, at);
     if (K == 9) {
       const float *middle = from + terms.across, *last = middle + terms.across;
       F more = from[1] * tap[1];
@@ -198,8 +201,8 @@ inline __attribute__((always_inline)) void spread(const float* planes, const Ter
       for (int k = 0; k < terms.count; ++k)
         sum += from[terms.offsets[k]] * load<V>(taps + k * V);
     }
-    sum = activated<V>(sum, a);
-    if (line.lanes == V)
+    sum = act(sum);
+    if (W)
       store<V>(line.out + at, sum);
     else
       store_some<V>(line.out + at, sum, line.lanes);
@@ -289,6 +292,7 @@ void correct_rows(const Layer& l, const After& a, const T* x, const T* product,
   static thread_local std::vector<float> sums, totals;
   static thread_local Own own;
   const bool dense = l.left && !l.right;
+  const Activation<V> act(a);
   const bool owns = a.scale || a.scale_noise || a.shift || a.shift_noise;
   sums.resize(l.rank + 1);
   totals.resize(l.outputs);
@@ -314,7 +318,7 @@ void correct_rows(const Layer& l, const After& a, const T* x, const T* product,
       if (product) value += load<V>(product + o);
       if (owns) value = value * load<V>(&own.scale[o]) + load<V>(&own.shift[o]);
       if (residual) value += load<V>(residual + o);
-      store<V>(out + o, activated<V>(value, a));
+      store<V>(out + o, act(value));
     }
     for (; o < l.outputs; ++o) {
       float value = corrected<float>(l, rank, o, left, sum, shift, sign,
@@ -322,7 +326,7 @@ void correct_rows(const Layer& l, const After& a, const T* x, const T* product,
       if (product) value += widen(product[o]);
       if (owns) value = value * own.scale[o] + own.shift[o];
       if (residual) value += widen(residual[o]);
-      store_some<V>(out + o, activated<V>(F{value}, a), 1);
+      store_some<V>(out + o, act(F{value}), 1);
     }
     if (product) product += l.outputs;
     if (residual) residual += l.outputs;
@@ -366,11 +370,13 @@ void correct(const Layer& l, const After& a, const T* x, const T* product, const
                              out + at, l.out_width, l.out_pixel(), lanes};
           const float* row = planes + y * down;
           if (three && lanes == V)
-            spread<V, 9, T>(row, terms, a, taps, line);
+            spread<V, 9, true, T>(row, terms, a, taps, line);
           else if (terms.count == 1 && lanes == V)
-            spread<V, 1, T>(row, terms, a, taps, line);
+            spread<V, 1, true, T>(row, terms, a, taps, line);
+          else if (lanes == V)
+            spread<V, 0, true, T>(row, terms, a, taps, line);
           else
-            spread<V, 0, T>(row, terms, a, taps, line);
+            spread<V, 0, false, T>(row, terms, a, taps, line);
         }
     }
   }
@@ -407,7 +413,7 @@ struct Block {
 template <int C2, int S, int V, int Q, int R>
 void convolve_block(const Layer& l, const Terms& terms, int across, int64_t plane_row,
                     const float* taps, const bfloat16* weights, typename Lanes<V>::F base,
-                    const After& after, Block at) {
+                    const Activation<V>& act, Block at) {
   typedef typename Lanes<V>::F F;
   const int64_t row = int64_t(l.out_width) * l.outputs;
   F sum[R][Q];
@@ -440,12 +446,12 @@ void convolve_block(const Layer& l, const Terms& terms, int across, int64_t plan
   for (int r = 0; r < R; ++r)
     for (int q = 0; q < Q; ++q)
       store<V>(at.out + r * row + int64_t(q) * l.outputs,
-               activated<V>(sum[r][q], after));
+               act(sum[r][q]));
 }
 
 template <int C2, int S, int V>
 void convolve_image(const Layer& l, const Walk& w, const Terms& terms, const Fused& f,
-                    const After& after, const bfloat16* padded, const float* planes, const float* taps,
+                    const Activation<V>& act, const bfloat16* padded, const float* planes, const float* taps,
                     const bfloat16* residual, bfloat16* out) {
   const int across = l.width + 2 * l.pad_width;
   const int64_t plane_row = l.separable ? l.out_width : int64_t(w.stride_y) * w.across;
@@ -455,7 +461,7 @@ void convolve_image(const Layer& l, const Walk& w, const Terms& terms, const Fus
     const auto base = load<V>(tap + terms.count * V) + load<V>(f.shift + b * V);
     auto run = [&](auto block, int y, int i) {
       const int64_t to = (int64_t(y) * l.out_width + i) * l.outputs + b * V;
-      block(l, terms, across, plane_row, tap, f.weights + b * weights, base, after,
+      block(l, terms, across, plane_row, tap, f.weights + b * weights, base, act,
             Block{padded + (int64_t(y) * S * across + int64_t(i) * S) * (2 * C2),
                             planes + y * plane_row + int64_t(i) * terms.stride,
                             residual ? residual + to : nullptr, out + to});
@@ -507,7 +513,7 @@ void convolve(const Layer& l, const Fused& f, const After& after, const bfloat16
     if (l.left) fill_planes(l, w, x + n * in, rows[n], signs[n], s);
     if (l.left && l.separable) stencil_planes(l, w, rows[n], s);
     gather_taps<V>(l, own, terms.count, rows[n], signs[n], 0, s.taps.data());
-    convolve_image<C2, S, V>(l, w, terms, f, after, padded.data(), planes, s.taps.data(),
+    convolve_image<C2, S, V>(l, w, terms, f, Activation<V>(after), padded.data(), planes, s.taps.data(),
                              residual ? residual + n * result : nullptr, out + n * result);
   }
 }
@@ -539,6 +545,7 @@ template <int V, typename T>
 void affine(const After& a, const T* x, const T* residual, T* out, const int64_t* rows,
             const float* signs, int64_t images, int64_t pixels, int channels) {
   static thread_local Own own;
+  const Activation<V> act(a);
   for (int64_t n = 0; n < images; ++n) {
     own.gather(a, channels, rows[n], signs[n]);
     for (int64_t p = 0; p < pixels; ++p) {
@@ -550,7 +557,7 @@ void affine(const After& a, const T* x, const T* residual, T* out, const int64_t
         value = value * load<V>(&own.scale[c]) + load<V>(&own.shift[c]);
         if (residual)
           value += lanes == V ? load<V>(residual + at) : load_some<V>(residual + at, lanes);
-        value = activated<V>(value, a);
+        value = act(value);
         if (lanes == V) store<V>(out + at, value);
         else store_some<V>(out + at, value, lanes);
       }

@@ -33,6 +33,7 @@ template <int V, typename T>
 void layer_norm(const After& a, const T* x, T* out, const int64_t* rows, const float* signs,
                 int64_t images, int64_t rows_each, int features, float eps) {
   static thread_local Own own;
+  const Activation<V> act(a);
   for (int64_t n = 0; n < images; ++n) {
     own.gather(a, features, rows[n], signs[n]);
     for (int64_t r = 0; r < rows_each; ++r, x += features, out += features) {
@@ -43,7 +44,7 @@ void layer_norm(const After& a, const T* x, T* out, const int64_t* rows, const f
         const int lanes = features - i < V ? features - i : V;
         auto value = lanes == V ? load<V>(x + i) : load_some<V>(x + i, lanes);
         value = (value - mean) * inverse * load<V>(&own.scale[i]) + load<V>(&own.shift[i]);
-        value = activated<V>(value, a);
+        value = act(value);
         if (lanes == V) store<V>(out + i, value);
         else store_some<V>(out + i, value, lanes);
       }
