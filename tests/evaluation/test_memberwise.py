@@ -1,7 +1,7 @@
 """What members add to a layer: the kernel and its plain form against a loop over images."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -199,9 +199,12 @@ class TestFinished:
                 add = Correction(layer.shape, layer.noise)
                 held = product.clone(memory_format=torch.preserve_format)
                 result = add.finished(layer.x, held, residual, after, layer.rows, layer.signs)
-            # The plain form rounds on the way, several times.
-            more = 1 if serves or dtype == torch.float32 else 8
-            assert_finished(result, expected, more * tolerance)
+            if serves or dtype == torch.float32:
+                assert_finished(result, expected, tolerance)
+            else:  # the plain form rounds on the way too, where the numbers may be larger
+                before = finish(layer, total, replace(after, activation=None)).abs().max()
+                more = max(1.0, (before / expected.abs().max().clamp(min=1)).item())
+                assert_finished(result, expected, 0.06 * more)
 
 
 class TestDepthwise:
