@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks.bench import experiment, peers
+from benchmarks.bench import experiment, peers, vision_rows
 from benchmarks.bench.clock import Contender, Rates
 from benchmarks.bench.experiment import Bench, Comparison, matches
 from benchmarks.bench.judge import Target
@@ -17,6 +17,7 @@ from benchmarks.bench.processes import peak_bytes
 from benchmarks.bench.pure import Pure, frozen, packed
 from benchmarks.bench.settings import QUICK, Sizes
 from benchmarks.bench.suite import rows_of, selected, suite
+from benchmarks.bench.vision import ResNet18
 from tinkering.errors import ArgumentError
 from tinkering.layers.onednn import packed_convolutions_work
 
@@ -74,6 +75,7 @@ class TestSuite:
             *("bf16-b64-vs-pure", "bf16-b256-vs-pure", "shared-w64"),
             *(f"factored-w{width}{way}" for width in (64, 16, 8) for way in ("", "-every")),
             *("evolve-w64", "evolve-w16", "evolve-w8", "update-w64", "update-w8"),
+            *("net-mobilenet", "net-convnext", "net-resnet18", "net-resnet18-bf16"),
             *("vgg-w64", "preact-w64", "vgg-w8", "preact-w8", "noise-w8", "noise-w64"),
             *(f"call-{n}-{m}" for n in ("4-32-32-2", "40-128-128-8") for m in (64, 1024)),
             *("stacked-4-32-32-2-256", "stacked-4-32-32-2-1024", "stacked-376-256-256-17-256"),
@@ -264,3 +266,23 @@ class TestPeers:
 @pytest.mark.usefixtures("same_threads")
 def test_a_peak_is_that_of_a_process_with_pytorch_in_it():
     assert 50e6 < peak_bytes(members=2, width=2, threads=1) < 64e9
+
+
+def test_members_of_another_network_run_beside_all_ways_of_inference(monkeypatch):
+    """On the smallest of them, since nothing depends on which it is."""
+    small = {"tiny": (lambda: ResNet18(width=4), Target(0.5, 0.75))}
+    monkeypatch.setattr(vision_rows, "_NETWORKS", small)
+    found = {}
+    real = experiment.compare
+    monkeypatch.setattr(experiment, "compare", lambda c, *a: found.update(c=c) or real(c, *a))
+    sizes = replace(QUICK, other_members=4)
+    rows = [
+        row
+        for one in vision_rows.experiments(sizes)
+        for row in one.run(Bench(sizes, rounds=1, shortest=0.0))
+    ]
+    assert [row.name for row in rows] == ["net-tiny", "net-tiny-bf16"]
+    assert [row.target.must for row in rows] == [0.5, None]
+    assert all(row.judged.unit == "of pure" and row.judged.value > 0 for row in rows)
+    kinds = {one.name.rpartition("-")[0] for one in found["c"]}
+    assert {"pure:packed", "pure:eager"} <= kinds

@@ -79,7 +79,6 @@ class TestAuto:
         model = SimpleResNet(BasicBlock, [1, 1, 1, 1], width=32).eval()
         members, x = StackedPopulation.from_modules([model, model]), torch.zeros(128, 1, 28, 28)
         assert plan(model, members, x).engine == "sequential"
-        assert plan(model, members, x[:1]).engine == "batched"
 
     @pytest.mark.parametrize(
         ("build", "noise", "images", "engine"),
