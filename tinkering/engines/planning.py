@@ -22,10 +22,10 @@ _SHARE_OF_WEIGHTS = 3
 _MOST_IMAGES = 4096
 _FEWEST_IMAGES = 8
 """A run of fewer spends more on its calls than its activations gain by staying in the caches."""
-_NOISE = 2 << 20
+_NOISE = 4 << 20
 """Bytes of noise to draw at once: drawing costs some calls for every parameter, so many
 members' noise is drawn together, as long as it stays in the caches until it is used."""
-_PORTIONS_A_THREAD = 4
+_PORTIONS_A_THREAD = 2
 """At least, where they fill a run: a thread that something else holds up then leaves the rest to
 the others. It follows from the sizes alone, and so do the bits."""
 _LITTLE_WORK = 10_000_000
