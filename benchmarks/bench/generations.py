@@ -28,7 +28,7 @@ from tinkering.strategies.evolution_strategy import EvolutionStrategy
 from tinkering.strategies.weights import Weights
 
 _GROUP = 8
-"""Members that are compared with each other, as in the command."""
+"""Members that are compared with each other, where they come in no pairs: as in the command."""
 
 
 def rate_of_command(width: int, generations: int, folder: Path) -> float:
@@ -96,30 +96,42 @@ def _command(target: Target, width: int, bench: Bench) -> Iterator[Row]:
 def _update(width: int, bench: Bench) -> Iterator[Row]:
     """Yield the share of a generation's time that is left when its members are evaluated."""
     count, name = bench.sizes.members, f"update-w{width}"
+    ways = {
+        "": (Weights(count), "pairs", Target(must=0.05, goal=0.02, at_most=True)),
+        "-alone": (Weights(count, antithetic=False, group=_GROUP), "noise of its own", Target()),
+    }
+    for way, (perturb, whose, target) in ways.items():
+        contenders = _generation(perturb, width)
+        comparison = Comparison(name + way, "", "generation", "update", "%")
+        rows, _ = bench.compared(contenders, [comparison])
+        for row in rows:
+            what = f"the update by its generation: {count:,} members, {whose}, width {width}"
+            share = row.judged and Figure(row.judged.value, "%")
+            yield Row(row.name, what, row.measured, share, target, readings=row.readings)
+
+
+def _generation(perturb: Weights, width: int) -> list[Contender]:
+    """Return a whole generation, and the update alone."""
+    count = perturb.population
     model, x = network("resnet", width), images(count, 1)
     y = torch.arange(count).remainder(10).unsqueeze(1)
-    strategy = EvolutionStrategy(Weights(count, antithetic=False, group=_GROUP))
+    strategy = EvolutionStrategy(perturb)
     state = strategy.init(evolving(model))
+    # The update is that of another generation, whose members live on: their noise is there, as it
+    # is in a run.
+    other = replace(state, generation=1)
+    living = strategy.ask(other)
+    told = evaluate(model, living, x, y, in_dims=(0, 0), dtype=DTYPE)
 
     def generation() -> None:
-        population = strategy.ask(state)
-        strategy.tell(state, evaluate(model, population, x, y, in_dims=(0, 0), dtype=DTYPE))
+        members = strategy.ask(state)
+        strategy.tell(state, evaluate(model, members, x, y, in_dims=(0, 0), dtype=DTYPE))
 
-    # Of another generation, whose members live on: their noise is there as it is in a run.
-    other = replace(state, generation=1)
-    population = strategy.ask(other)
-    told = evaluate(model, population, x, y, in_dims=(0, 0), dtype=DTYPE)
-    contenders = [
-        Contender("generation", generation, count),
-        Contender("update", partial(strategy.tell, other, told), count),
-    ]
-    rows, _ = bench.compared(contenders, [Comparison(name, "", "generation", "update", "%")])
-    for row in rows:
-        what = f"the update with {count:,} members, noise of rank 1, width {width}, by generation"
-        share = row.judged and Figure(row.judged.value, "%")
-        target = Target(must=0.05, goal=0.02, at_most=True)
-        yield Row(name, what, row.measured, share, target, readings=row.readings)
-    del population
+    def update() -> object:
+        strategy.tell(other, told)
+        return living
+
+    return [Contender("generation", generation, count), Contender("update", update, count)]
 
 
 def experiments(sizes: Sizes) -> list[Experiment]:
@@ -134,4 +146,7 @@ def experiments(sizes: Sizes) -> list[Experiment]:
         for width, target in targets.items()
     ]
     ends = (sizes.wide, sizes.narrow)
-    return found + [Experiment((f"update-w{width}",), partial(_update, width)) for width in ends]
+    return found + [
+        Experiment((f"update-w{width}", f"update-w{width}-alone"), partial(_update, width))
+        for width in ends
+    ]

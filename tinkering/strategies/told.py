@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import Literal
 
@@ -67,5 +68,6 @@ def all_finite(tensors: Iterable[Tensor]) -> bool:
     """
     # A sum is one pass without a tensor of its size; only a strange one is looked into.
     return all(
-        bool(torch.isfinite(tensor.sum()) or torch.isfinite(tensor).all()) for tensor in tensors
+        math.isfinite(tensor.sum().item()) or bool(torch.isfinite(tensor).all())
+        for tensor in tensors
     )
