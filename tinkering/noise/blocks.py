@@ -12,7 +12,6 @@ import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 from weakref import WeakValueDictionary
 
 import torch
@@ -153,10 +152,6 @@ class Blocks:
             if at not in self._kept:
                 self._kept[at] = Block(self.address, pairs)
             return self._kept[at]
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        # What was drawn stays here: elsewhere it is drawn again, and nobody sums it there.
-        return Blocks, (self.address, 0)
 
 
 _living: WeakValueDictionary[tuple[Address, int], Blocks] = WeakValueDictionary()

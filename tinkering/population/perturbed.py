@@ -6,6 +6,7 @@ import copy
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from numbers import Integral, Real
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -122,9 +123,26 @@ class PerturbedPopulation(Members):
         self.stream = Stream(seed, generation)
         self.antithetic = antithetic
         self.size, self.members = size, range(size)
+        self._blocks = self._unkept()
+
+    def _unkept(self) -> Blocks:
+        """Return the noise of all members, none of which is kept."""
         shapes = tuple((name, p.shape) for name, p in self.params.items())
-        pairs = size // 2 if antithetic else size
-        self._blocks = Blocks(Address(self.noise, self.stream, shapes, pairs), most=0)
+        pairs = self.size // 2 if self.antithetic else self.size
+        return Blocks(Address(self.noise, self.stream, shapes, pairs), most=0)
+
+    def __copy__(self) -> PerturbedPopulation:
+        population = object.__new__(type(self))
+        vars(population).update(vars(self))
+        return population
+
+    def __getstate__(self) -> dict[str, Any]:
+        # What is kept stays in this process: elsewhere it is drawn again.
+        return {name: value for name, value in vars(self).items() if name != "_blocks"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._blocks = self._unkept()
 
     @property
     def centre(self) -> Mapping[str, Tensor]:
