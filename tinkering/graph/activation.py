@@ -65,12 +65,22 @@ def _hardswish(_: Activation, x: Tensor) -> Tensor:
     return F.hardswish(x, inplace=True)
 
 
+def _tanh(_: Activation, x: Tensor) -> Tensor:
+    return x.tanh_()
+
+
+def _sigmoid(_: Activation, x: Tensor) -> Tensor:
+    return x.sigmoid_()
+
+
 CURVES: dict[str, Callable[[Activation, Tensor], Tensor]] = {
     "clamp": _clamp,
     "silu": _silu,
     "gelu": _gelu,
     "gelu_tanh": _gelu_tanh,
     "hardswish": _hardswish,
+    "tanh": _tanh,
+    "sigmoid": _sigmoid,
 }
 """Each computes a curve in place; kernels know them by their position."""
 
@@ -81,6 +91,8 @@ _PLAIN: dict[Any, Activation] = {
     _aten.relu6.default: Activation("clamp", 0.0, 6.0),
     _aten.silu.default: Activation("silu"),
     _aten.hardswish.default: Activation("hardswish"),
+    _aten.tanh.default: Activation("tanh"),
+    _aten.sigmoid.default: Activation("sigmoid"),
 }
 
 

@@ -293,6 +293,8 @@ _ATTRIBUTES: dict[str, Callable[[Activation], tuple[str, list[float], str | None
     "gelu": lambda _: ("gelu", [], "none"),
     "gelu_tanh": lambda _: ("gelu", [], "tanh"),
     "hardswish": lambda _: ("hardswish", [], None),
+    "tanh": lambda _: ("tanh", [], None),
+    "sigmoid": lambda _: ("sigmoid", [], None),
 }
 
 

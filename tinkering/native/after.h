@@ -24,7 +24,7 @@ struct After {
 
 namespace {
 
-enum Curve { CLAMP, SILU, GELU, GELU_TANH, HARDSWISH };
+enum Curve { CLAMP, SILU, GELU, GELU_TANH, HARDSWISH, TANH, SIGMOID };
 
 // Below and above what a float can hold the result is that of the nearest such number.
 template <int V> inline typename Lanes<V>::F exponential(typename Lanes<V>::F x) {
@@ -57,6 +57,19 @@ template <int V> inline typename Lanes<V>::F gelu(typename Lanes<V>::F x) {
   return x * 0.5f * (x < 0.0f ? tail : 2.0f - tail);
 }
 
+// Near 0 a polynomial, of Cephes' tanhf, which keeps the digits of what is small.
+template <int V> inline typename Lanes<V>::F tangent(typename Lanes<V>::F x) {
+  typedef typename Lanes<V>::F F;
+  const F square = x * x;
+  F near = square * -5.70498872745e-3f + 2.06390887954e-2f;
+  near = near * square - 5.37397155531e-2f;
+  near = near * square + 1.33314422036e-1f;
+  near = near * square - 3.33332819422e-1f;
+  near = near * square * x + x;
+  const F far = 1.0f - 2.0f / (exponential<V>(x + x) + 1.0f);
+  return square < 0.390625f ? near : far;  // a NaN is in both
+}
+
 template <int V>
 __attribute__((noinline)) typename Lanes<V>::F curved(typename Lanes<V>::F x, int curve) {
   switch (curve) {
@@ -64,6 +77,8 @@ __attribute__((noinline)) typename Lanes<V>::F curved(typename Lanes<V>::F x, in
     case GELU: return gelu<V>(x);
     case GELU_TANH:
       return x / (exponential<V>(x * (x * x * 0.044715f + 1.0f) * -1.59576912f) + 1.0f);
+    case TANH: return tangent<V>(x);
+    case SIGMOID: return 1.0f / (exponential<V>(-x) + 1.0f);
     default: {
       typename Lanes<V>::F part = x + 3.0f;
       part = part < 0.0f ? decltype(part){} : part;
