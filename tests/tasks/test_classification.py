@@ -340,6 +340,7 @@ class TestParts:
         monkeypatch.setattr(plan, "_NOISE", 1)
         monkeypatch.setattr(plan, "_LITTLE_WORK", 0)
         monkeypatch.setattr(plan, "images_in_cache", lambda *_: 4)
+        monkeypatch.setattr(plan, "_FEWEST_IMAGES", 1)
         yield
         torch.set_num_threads(before)
 
