@@ -28,6 +28,7 @@ def small_tiles():
     """Have a few members and images be evaluated at a time, so that there are several parts."""
     plan._NOISE = 1
     plan.images_in_cache = lambda *_: 4
+    plan._FEWEST_IMAGES = 1
 
 
 def network():

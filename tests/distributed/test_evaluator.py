@@ -31,6 +31,7 @@ def _tiles():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(plan, "_NOISE", plan._NOISE)
         patch.setattr(plan, "images_in_cache", plan.images_in_cache)
+        patch.setattr(plan, "_FEWEST_IMAGES", plan._FEWEST_IMAGES)
         yield
 
 

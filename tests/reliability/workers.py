@@ -72,6 +72,7 @@ def make_task():
     # Sixteen tiles, and as many parts for four of them a worker.
     plan._NOISE = 1
     plan.images_in_cache = lambda *_: 4
+    plan._FEWEST_IMAGES = 1
     return Slowly(network(), load("mnist5k").subset(train=400, test=20))
 
 
