@@ -205,8 +205,8 @@ FUSES_NOT = {
         "mean L N",
     ),
     "norm over another thing": (
-        Net(lambda m, x: F.relu(m.bn(torch.tanh(m.conv(x)))), conv=conv(), bn=norm()),
-        "C tanh NR",
+        Net(lambda m, x: F.relu(m.bn(torch.exp(m.conv(x)))), conv=conv(), bn=norm()),
+        "C exp NR",
     ),
     "output in between": (Net(output_in_between, conv=conv()), "C"),
     "sum that others read": (

@@ -19,7 +19,7 @@ PAGE = Path(__file__).parents[2] / "docs" / "modules.md"
 MEMBERS, EXAMPLES = 4, 2
 PARTS = {"Networks": NETWORKS, "Layers": LAYERS}
 ZOO = NETWORKS | LAYERS
-NO_FORM = " has no other form."
+NO_FORM = " has no form of its own for "
 HEADING = """
 | module | called with | perturbed members | stacked members | members' own values built for |
 |---|---|---|---|---|
@@ -48,7 +48,7 @@ class Case:
             notes = self.bound(self.perturbed, "factored").plan.notes
         except UnsupportedLayerError as error:
             return f"none: {error}"
-        said = [note.rpartition(": ")[2].removesuffix(NO_FORM) for note in notes if NO_FORM in note]
+        said = [note.partition(NO_FORM)[0] for note in notes if NO_FORM in note]
         return ", ".join(dict.fromkeys(name.removesuffix(".default") for name in said))
 
 

@@ -9,6 +9,7 @@ from torch import nn
 from tinkering.data import BatchOrder, Shifts, load
 from tinkering.engines import planning as plan
 from tinkering.engines.evaluation import merged
+from tinkering.engines.table import COSTS
 from tinkering.errors import TinkeringError
 from tinkering.population import PerturbedPopulation
 from tinkering.strategies.genetic_algorithm import GeneticAlgorithm
@@ -246,7 +247,11 @@ class TestChains:
         assert evaluation.fitness.unique().numel() == 7
         assert evaluation.evaluations == 7 * 5
 
-    def test_parts_come_to_the_bits_of_the_whole(self):
+    @pytest.mark.parametrize("cost", [0.0, 1.0], ids=["batched", "sequential"])
+    def test_parts_come_to_the_bits_of_the_whole(self, cost, monkeypatch):
+        monkeypatch.setitem(COSTS, "batched", lambda _: cost)
+        monkeypatch.setattr(plan, "images_in_cache", lambda *_: 8)
+        monkeypatch.setattr(plan, "_LITTLE_WORK", 0)
         task = Classification(MODEL, DIGITS, group=None, batch=5)
         parts = task.parts(self.population(), 100)
         assert len(parts) > 1

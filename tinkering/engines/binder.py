@@ -25,7 +25,7 @@ from tinkering.graph.program import (
 )
 from tinkering.layers.centre import Layer, Values, layer
 from tinkering.layers.lifted import Count, Images, Kind, Lifted, Made, Own
-from tinkering.layers.operations import NODES, MemberNode, batch_statistics
+from tinkering.layers.operations import MADE, NODES, MemberNode, batch_statistics
 from tinkering.layers.perturbed import Names
 from tinkering.layers.recurrent import Linear
 from tinkering.layers.tile import MemberTile
@@ -154,11 +154,13 @@ class Binder:
         placement = self._placed(step.layer, step.source)
         if step.layer.target is LINEAR and step.norm is None:
             return self._forms.layer(step, names, self._values, dtype, placement)
-        if not placement.is_first:
+        if placement.axis or placement.outer > 1:
             self._refuse(step.layer, f"{step.layer.target} on examples that are not along axis 0")
         if step.layer.target is NORM:
-            return self._forms.norm(step, names, self._values, dtype)
-        return self._forms.layer(step, names, self._values, dtype, placement)
+            call = self._forms.norm(step, names, self._values, dtype)
+        else:
+            call = self._forms.layer(step, names, self._values, dtype, Placement(0))
+        return call if placement.is_first else partial(_of_parts, call, placement.inner)
 
     def _require_weights(self, step: Fused) -> None:
         """Refuse a step that reads an own parameter in another place than layers do."""
@@ -177,9 +179,9 @@ class Binder:
         elif node.target is operator.getitem or not any(map(self._is_theirs, node.all_input_nodes)):
             return None
         else:
-            build = NODES.get(node.target)  # type: ignore[assignment]
-        made = any(self._is_made(source) for source in node.all_input_nodes)
-        member = None if build is None or made else build(node, self)
+            made = any(self._is_made(source) for source in node.all_input_nodes)
+            build = (MADE if made else NODES).get(node.target)  # type: ignore[assignment]
+        member = None if build is None else build(node, self)
         placement = None if member is None else self._where(member)
         if member is None or placement is None:
             return self._lifted(node)
@@ -263,6 +265,18 @@ def _of_all(made: Layer, tile: MemberTile, x: Tensor) -> Tensor:
 
 def _of_each(call: Call, tile: MemberTile, x: Tensor) -> Tensor:
     return call(False, tile, x, None)
+
+
+def _of_parts(
+    call: Call,
+    parts: int,
+    overwrite: bool,
+    tile: MemberTile,
+    x: Tensor,
+    residual: Tensor | None,
+) -> Tensor:
+    """Return what a layer makes of parts of images, which lie where the images were."""
+    return call(overwrite, tile.times(parts), x, residual)
 
 
 def _shared(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from tinkering.engines import memory
+from tinkering.engines.cost import Load, load_of
 from tinkering.engines.job import Job, Tiles
 from tinkering.errors import ArgumentError
 from tinkering.graph.signature import Batch
@@ -64,6 +65,9 @@ class Plan:
     """Whether layers before the first that differs between members are computed once for all."""
     notes: tuple[str, ...] = ()
     """What else is worth knowing, such as what could not be made fast."""
+    expected: float | None = None
+    """Seconds of one thread, as the sizes and the kind of processor let one expect; None where
+    nothing is known."""
 
     def __str__(self) -> str:
         tiles = self.tiles
@@ -73,6 +77,8 @@ class Plan:
             f"{tiles.threads} threads, {str(self.dtype).removeprefix('torch.')}",
             f"about {self.needed / _MIB:,.0f} MiB of {self.budget / _MIB:,.0f} MiB",
         ]
+        if self.expected is not None:
+            lines.append(f"about {1e3 * self.expected:,.2g} ms of one thread, expected from sizes")
         return "\n".join([*lines, *self.notes])
 
 
@@ -87,6 +93,8 @@ class Chosen:
     """Bytes that it builds for every member of a tile, beside what it has of them anyway."""
     notes: tuple[str, ...] = ()
     """For the plan."""
+    cost: Callable[[Load], float] | None = None
+    """What it expects to take of one thread, in seconds."""
 
 
 def make_plan(
@@ -145,7 +153,12 @@ def make_plan(
     shares = branch is not None and needed + held <= budget
     needed += held if shares else 0
     notes = (*engine.notes, *_notes(job))
-    return Plan(name, engine.reason, tiles, job.dtype, needed, budget, keeps, shares, notes)
+    expected = None
+    if engine.cost is not None and job.program is not None:
+        expected = engine.cost(load_of(job, batch))
+    return Plan(
+        name, engine.reason, tiles, job.dtype, needed, budget, keeps, shares, notes, expected
+    )
 
 
 @runtime_checkable

@@ -77,7 +77,8 @@ class Members:
 
     def plan(self, batch: Batch, budget: int | None, keeps_outputs: bool, may_keep: bool) -> Plan:
         """Return how a batch would be evaluated: see `make_plan`."""
-        engine = Chosen(self.name, self.reason, self.run.built, self.run.notes)
+        cost = COSTS.get(self.name)
+        engine = Chosen(self.name, self.reason, self.run.built, self.run.notes, cost)
         return make_plan(self.job, batch, engine, budget, keeps_outputs, may_keep)
 
     def outputs(self, batch: Batch, plan: Plan) -> Iterator[tuple[slice, list[Tensor]]]:

@@ -21,7 +21,8 @@ def tidy(graph: fx.Graph, results: Sequence[str]) -> None:
     - Convolutions are told their padding in numbers, what is uneven of it before them.
     - Views may be of values in any layout, as layers here make others than the module's.
     - ``squeeze`` leaves the axis of the images, also where there is one image.
-    - Copies are left out, since nothing is written to, but for those that lay numbers out anew.
+    - Copies are left out, since nothing is written to, but for those that lay numbers out anew; and
+      casts to what a value is already.
 
     Args:
         graph: of operations that write into none of their arguments.
@@ -114,6 +115,15 @@ def _nothing(graph: fx.Graph, node: fx.Node) -> None:
     graph.erase_node(node)
 
 
+def _cast(graph: fx.Graph, node: fx.Node) -> None:
+    """A cast to what a value is already."""
+    del graph
+    source = node.all_input_nodes[0]
+    before, after = source.meta["val"], node.meta["val"]
+    if (before.dtype, before.device) == (after.dtype, after.device):
+        node.replace_all_uses_with(source)
+
+
 def _copy(graph: fx.Graph, node: fx.Node) -> None:
     source = node.all_input_nodes[0]
     if str(source.meta["val"].stride()) == str(node.meta["val"].stride()):
@@ -145,6 +155,10 @@ _REWRITES: dict[Any, Callable[[fx.Graph, fx.Node], None]] = {
     _aten._unsafe_view.default: _view,
     _aten.as_strided.default: _strided,
     _aten.clone.default: _copy,
+    _aten._to_copy.default: _cast,
+    _aten.to.dtype: _cast,
+    _aten.to.dtype_layout: _cast,
+    _aten.to.device: _cast,
     _aten.squeeze.default: _squeeze,
     _aten.squeeze.dim: _squeeze,
     _aten.squeeze.dims: _squeeze,

@@ -197,6 +197,37 @@ def product(node: fx.Node, binder: Binder) -> MemberNode | None:
     return MemberNode(call, x, at, moves=True)
 
 
+def attention(node: fx.Node, binder: Binder) -> MemberNode | None:
+    """Return the member-wise form of attention with a mask of the members' own."""
+    given = arguments(node)
+    query, mask = given["query"], given["attn_mask"]
+    place, axes = binder.placement(query), query.meta["val"].dim()
+    if place is None or place.axis or place.outer > 1 or not isinstance(mask, fx.Node):
+        return None
+    name = binder.name(mask)
+    shape = [1] * (axes - mask.meta["val"].dim()) + list(mask.meta["val"].shape)
+    # Of a member: one for all parts of an image, such as windows, or one for each.
+    if len(shape) != axes or shape[0] not in (1, place.inner):
+        return None
+    operation: Callable[..., Tensor] = node.target  # type: ignore[assignment]
+
+    def call(
+        tile: MemberTile,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        attn_mask: Tensor,
+        *rest: Any,
+        **more: Any,
+    ) -> Tensor:
+        own = attn_mask if name is None else tile.own(name, attn_mask)
+        every = tile.of_images(own.reshape(tile.members, *shape))
+        every = every.expand(-1, place.inner, *[-1] * (axes - 1)).flatten(0, 1)
+        return operation(q, k, v, every, *rest, **more)
+
+    return MemberNode(call, query, anywhere=True)
+
+
 def cell(step: recurrent.Step, node: fx.Node, binder: Binder) -> MemberNode | None:
     """Return the member-wise form of a recurrent cell."""
     given = arguments(node)
@@ -250,6 +281,9 @@ def sequence(step: recurrent.Step, node: fx.Node, binder: Binder) -> MemberNode 
 
 _aten = torch.ops.aten
 Form = Callable[[fx.Node, Binder], MemberNode | None]
+MADE: dict[Any, Form] = {_aten.scaled_dot_product_attention.default: attention}
+"""Operations on values that were computed from members' own parameters alone."""
+
 NODES: dict[Any, Form] = {
     _aten.add.Tensor: arithmetic,
     _aten.addmm.default: product,
@@ -267,5 +301,6 @@ NODES: dict[Any, Form] = {
     _aten.rnn_relu_cell.default: partial(cell, recurrent.rnn_relu),
     _aten.rnn_tanh.input: partial(sequence, recurrent.rnn_tanh),
     _aten.rnn_tanh_cell.default: partial(cell, recurrent.rnn_tanh),
+    **MADE,
 }
 """Operations on members' own parameters that are known beside the layers."""

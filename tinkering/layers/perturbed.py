@@ -54,12 +54,9 @@ class Tile(MemberTile):
         noise = of_members(self.noise[name], each.rows, each.signs, self.sigma_of(name))
         return shared + noise.view(self.members, *shared.shape)
 
-    def alone(self) -> Tile:
-        """Return the tile of the same members, with one image each."""
-        if self.batch == 1:
-            return self
-        rows, signs = self.rows[:: self.batch], self.signs[:: self.batch]
-        return replace(self, rows=rows, signs=signs, batch=1)
+    def like(self, rows: Tensor, signs: Tensor, batch: int) -> Tile:
+        """Return a tile of the same members with other images."""
+        return replace(self, rows=rows, signs=signs, batch=batch)
 
     def looked_up(self, name: str, table: Tensor, indices: Tensor) -> Tensor:
         """Return the vectors that members look up: the centre's, and their noise."""

@@ -41,10 +41,9 @@ class StackedTile(MemberTile):
         del shared
         return self.values[name]
 
-    def alone(self) -> StackedTile:
-        """Return the tile of the same members, with one image each."""
-        rows, signs = self.rows[:: self.batch], self.signs[:: self.batch]
-        return replace(self, rows=rows, signs=signs, batch=1)
+    def like(self, rows: Tensor, signs: Tensor, batch: int) -> StackedTile:
+        """Return a tile of the same members with other images."""
+        return replace(self, rows=rows, signs=signs, batch=batch)
 
     def looked_up(self, name: str, table: Tensor, indices: Tensor) -> Tensor:
         """Return the vectors that members look up in their tables."""

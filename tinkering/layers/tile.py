@@ -70,8 +70,22 @@ class MemberTile(ABC):
         """
 
     @abstractmethod
+    def like(self, rows: Tensor, signs: Tensor, batch: int) -> MemberTile:
+        """Return a tile of the same members with other images."""
+
+    def times(self, count: int) -> MemberTile:
+        """Return the tile of the same members, whose images are `count` parts each.
+
+        Such as the frames of a film, or the windows of an image, one after the other.
+        """
+        rows, signs = (each.repeat_interleave(count) for each in (self.rows, self.signs))
+        return self.like(rows, signs, self.batch * count)
+
     def alone(self) -> MemberTile:
         """Return the tile of the same members, with one image each."""
+        if self.batch == 1:
+            return self
+        return self.like(self.rows[:: self.batch], self.signs[:: self.batch], 1)
 
     def of_images(self, values: Tensor) -> Tensor:
         """Return a value of each member, ``[members, ...]``, for each of its images."""
