@@ -106,6 +106,27 @@ def layer_norm(node: fx.Node, binder: Binder) -> MemberNode:
     return MemberNode(call, given["input"], moves=True)
 
 
+def rms_norm(node: fx.Node, binder: Binder) -> MemberNode:
+    """Return the member-wise form of a norm by the root mean square."""
+    given = arguments(node)
+    name = binder.name(given["weight"])
+
+    def call(
+        tile: MemberTile,
+        x: Tensor,
+        shape: Sequence[int],
+        weight: Tensor | None = None,
+        eps: float | None = None,
+    ) -> Tensor:
+        features = math.prod(shape)
+        after = tile.affine(weight, None, (name, None), features)
+        out = F.rms_norm(x, shape, None, eps).reshape(len(x), -1, 1, features)
+        scaled = after(out.permute(0, 3, 1, 2), None, tile.rows, tile.signs)
+        return scaled.permute(0, 2, 3, 1).reshape(x.shape)
+
+    return MemberNode(call, given["input"], moves=True)
+
+
 def group_norm(node: fx.Node, binder: Binder) -> MemberNode:
     """Return the member-wise form of a group norm."""
     given = arguments(node)
@@ -297,6 +318,7 @@ NODES: dict[Any, Form] = {
     _aten.matmul.default: product,
     _aten.mm.default: product,
     _aten.mul.Tensor: arithmetic,
+    _aten.rms_norm.default: rms_norm,
     _aten.rnn_relu.input: partial(sequence, recurrent.rnn_relu),
     _aten.rnn_relu_cell.default: partial(cell, recurrent.rnn_relu),
     _aten.rnn_tanh.input: partial(sequence, recurrent.rnn_tanh),
