@@ -223,7 +223,8 @@ def test_a_plan_can_be_read():
     assert re.fullmatch(
         "engine factored: members share a centre, so one pass serves many of them\n"
         r"\d+ members a thread, \d+ images a run, \d+ threads, bfloat16" + "\n"
-        r"about \d+ MiB of 50 MiB",
+        r"about \d+ MiB of 50 MiB" + "\n"
+        r"about [\d.]+ ms of one thread, expected from sizes",
         str(found),
     )
     assert f"{found.tiles.members} members a thread, {found.tiles.images} images" in str(found)
