@@ -85,6 +85,13 @@ def _followed(node: fx.Node, images: fx.Node) -> Placement | None:
     if len(merged) != 1:
         return None
     axis, found = merged[0], set()
+    if node.target is _aten.repeat.default:  # a copy for each image, of what has none
+        (before,) = node.all_input_nodes[:1]
+        axes = len(shape) - len(_shape(before))
+        size = _shape(before)[axis - axes] if axis >= axes else 1
+        count = node.args[1][axis]  # type: ignore[index]
+        is_count = isinstance(count, fx.Node) and str(count.meta["val"]) == _count(images)
+        return Placement(axis, inner=size) if isinstance(size, int) and is_count else None
     for source in node.all_input_nodes:
         before = place_images(source, images) if _shape(source) else None
         if before is None:
@@ -103,8 +110,7 @@ def _followed(node: fx.Node, images: fx.Node) -> Placement | None:
 
 def place_sizes(shape: Sequence[int | torch.SymInt], images: fx.Node) -> Placement | None:
     """Return where the images are in a value of some shape: the axis that counts them."""
-    count = str(images.meta["val"].shape[0])  # a symbol; equal text is an equal number
-    sizes = [str(size) for size in shape]
+    count, sizes = _count(images), [str(size) for size in shape]
     return Placement(sizes.index(count)) if sizes.count(count) == 1 else None
 
 
@@ -118,6 +124,11 @@ def count_of(node: fx.Node, images: fx.Node, count: int) -> int:
     """
     symbol = images.meta["val"].shape[0].node.expr
     return int(node.meta["val"].node.expr.subs(symbol, count))
+
+
+def _count(images: fx.Node) -> str:
+    """Return how many images there are: a symbol; equal text is an equal number."""
+    return str(images.meta["val"].shape[0])
 
 
 def _product(sizes: tuple[int | torch.SymInt, ...]) -> int:
