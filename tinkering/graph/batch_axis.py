@@ -85,13 +85,8 @@ def _followed(node: fx.Node, images: fx.Node) -> Placement | None:
     if len(merged) != 1:
         return None
     axis, found = merged[0], set()
-    if node.target is _aten.repeat.default:  # a copy for each image, of what has none
-        (before,) = node.all_input_nodes[:1]
-        axes = len(shape) - len(_shape(before))
-        size = _shape(before)[axis - axes] if axis >= axes else 1
-        count = node.args[1][axis]  # type: ignore[index]
-        is_count = isinstance(count, fx.Node) and str(count.meta["val"]) == _count(images)
-        return Placement(axis, inner=size) if isinstance(size, int) and is_count else None
+    if node.target is _aten.repeat.default:
+        return _repeated(node, axis, images)
     for source in node.all_input_nodes:
         before = place_images(source, images) if _shape(source) else None
         if before is None:
@@ -106,6 +101,17 @@ def _followed(node: fx.Node, images: fx.Node) -> Placement | None:
         elif str(sizes[before.axis]) == str(shape[axis]):
             found.add(replace(before, axis=axis))
     return found.pop() if len(found) == 1 else None
+
+
+def _repeated(node: fx.Node, axis: int, images: fx.Node) -> Placement | None:
+    """Return where the images are in a copy, for each of them, of what has none."""
+    source, counts = node.args[:2]
+    sizes = _shape(source)  # type: ignore[arg-type]
+    size = sizes[axis - len(_shape(node)) + len(sizes)] if sizes else 1
+    count = counts[axis]  # type: ignore[index]
+    known = isinstance(count, fx.Node) and str(count.meta["val"]) == _count(images)
+    fits = axis >= len(_shape(node)) - len(sizes) and isinstance(size, int)
+    return Placement(axis, inner=int(size)) if known and fits else None
 
 
 def place_sizes(shape: Sequence[int | torch.SymInt], images: fx.Node) -> Placement | None:
