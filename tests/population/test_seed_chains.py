@@ -122,7 +122,7 @@ def test_copies_and_pickles_are_the_same_members_without_what_is_kept():
             assert all(torch.equal(p, twin[i][0][n]) for n, p in population[i][0].items())
 
 
-@pytest.mark.parametrize("engine", ["auto", "sequential", "vmapped"])
+@pytest.mark.parametrize("engine", ["auto", "batched", "sequential", "vmapped"])
 def test_is_evaluated_as_a_loop_over_modules(engine):
     model = make_model()
     population, x = make(model=model), torch.randn(5, 2, 4, 4)
@@ -133,7 +133,7 @@ def test_is_evaluated_as_a_loop_over_modules(engine):
     fitness = fitness_of(model, population, x, torch.tensor([0, 1, 2, 0, 1]), engine=engine)
     assert fitness.shape == (7,)
     assert len(fitness.unique()) == 7
-    assert plan(model, population, x).engine == "sequential"
+    assert plan(model, population, x).engine == "batched"
 
 
 def test_materialise_shares_nothing_and_takes_a_module():

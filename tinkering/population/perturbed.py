@@ -175,12 +175,16 @@ class PerturbedPopulation(Members):
             IndexError: there is no such member.
         """
         position = range(len(self))[index]  # an IndexError of Python's own, with its rules
-        drawn = self[position : position + 1].draw()
+        return self._perturbed(self[position : position + 1].draw(), 0), self.buffers
+
+    def _perturbed(self, drawn: Draw, at: int) -> dict[str, Tensor]:
+        """Return the parameters of one of the members that noise was drawn for."""
+        row, sign = drawn.rows[at : at + 1], drawn.signs[at : at + 1]
         params = {}
         for name, centre in self.params.items():
-            noise = drawn.noise[name].scaled(drawn.signs * self.sigma_of(name))
+            noise = drawn.noise[name][row].scaled(sign * self.sigma_of(name))
             params[name] = centre + noise.dense()[0].to(centre)
-        return params, self.buffers
+        return params
 
     def stack(self) -> StackedPopulation:
         """Return the same members, each with parameters of its own in memory.
@@ -190,7 +194,11 @@ class PerturbedPopulation(Members):
             >>> around.stack().params["weight"].shape
             torch.Size([6, 4, 8])
         """
-        return StackedPopulation.from_members(self)
+        drawn, size = self.draw(), len(self)
+        members = [self._perturbed(drawn, at) for at in range(size)]
+        params = {name: torch.stack([own[name] for own in members]) for name in self.params}
+        buffers = {name: b.expand(size, *b.shape) for name, b in self.buffers.items()}
+        return StackedPopulation(params, buffers, self.template)
 
     def keeping(self, most: int) -> PerturbedPopulation:
         """Return the same members, whose noise is drawn once where it fits some memory.
