@@ -120,3 +120,21 @@ def test_the_plan_says_what_is_built_and_counts_it():
         "its values are built."
     )
     assert found.needed >= found.tiles.members * (4 << 20)
+
+
+@pytest.mark.parametrize("examples", [1, 3])
+def test_what_is_returned_is_the_callers_own(examples):
+    model = Does(
+        lambda m, x: (m.token.expand(x.shape[0], -1), (m.token * 2).expand(x.shape[0], -1), x + 1),
+        token=torch.randn(1, 4),
+    ).eval()
+    population = PerturbedPopulation(model, MEMBERS, 0.3, antithetic=False)
+    x = torch.randn(MEMBERS, examples, 4)
+    for members in (population, population.stack()):
+        bound = bind(model, members, x, in_dims=(0, 0))
+        first = bound(x)
+        copies = [value.clone() for value in first]
+        for value in first:
+            value.zero_()
+        for again, copy in zip(bound(x), copies, strict=True):
+            assert torch.equal(again, copy)

@@ -74,3 +74,33 @@ def test_equals_a_loop(case, time, noise, examples):
         bound = bind(model, members, (x, h), in_dims=(0, (0, 0)), engine=engine)
         for result, wanted in zip(bound(x, h), expected, strict=True):
             assert_close(result, wanted)
+
+
+@pytest.mark.parametrize("kind", [nn.RNNCell, nn.GRUCell, nn.LSTMCell])
+def test_a_weight_that_is_made_and_nobodys_own(kind):
+    torch.manual_seed(0)
+    cell = nn.utils.parametrizations.weight_norm(kind(4, 5), "weight_hh").eval()
+    population = PerturbedPopulation({"weight_ih": cell.weight_ih.detach()}, MEMBERS, 0.3)
+    x = torch.randn(MEMBERS, EXAMPLES, 4)
+    for members in (population, population.stack()):
+        results = bind(cell, members, x, in_dims=(0, 0))(x)
+        results = results if isinstance(results, tuple) else (results,)
+        for i in range(MEMBERS):
+            alone = members.materialise(i, cell)(x[i])
+            alone = alone if isinstance(alone, tuple) else (alone,)
+            for result, wanted in zip(results, alone, strict=True):
+                assert_close(result[i], wanted)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
+@pytest.mark.parametrize("kind", [nn.GRU, nn.LSTM])
+@pytest.mark.parametrize("engine", ["auto", "sequential"])
+def test_modules_of_another_dtype(dtype, kind, engine):
+    torch.manual_seed(0)
+    model = kind(4, 5, batch_first=True).to(dtype).eval()
+    population = PerturbedPopulation(model, MEMBERS, 0.3)
+    x = torch.randn(MEMBERS, EXAMPLES, 2, 4, dtype=dtype)
+    result = bind(model, population, x, in_dims=(0, 0), engine=engine)(x)[0]
+    alone = torch.stack([population.materialise(i)(x[i])[0] for i in range(MEMBERS)])
+    tolerance = 1e-5 if dtype == torch.float64 else 1e-2
+    assert (result - alone.float()).abs().max() <= tolerance

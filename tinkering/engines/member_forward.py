@@ -49,6 +49,10 @@ class MemberForward:
 
     def __init__(self, program: Program, values: Values, binder: Binder) -> None:
         self._runner = Runner(program, values, binder.layers, binder.nodes)
+        # Values that are built of members' own are kept, and views of them may be returned.
+        self._may_return_own = bool(binder.built)
+        places = [binder.placement(node) for node in program.outputs]
+        self._places = [None if place is None or place.is_first else place for place in places]
 
     def shared(self, branch: Branch, batch: Batch) -> Shared:
         """Return what all members have in common on some examples, from where they part."""
@@ -98,10 +102,15 @@ class MemberForward:
             results = self._runner.finish(held, branch.position, tile)
             others = storages(values.values())
         others |= self._runner.held
+        if self._may_return_own:
+            others |= storages(tile.held())
         shaped = []
-        for result in results:
+        for result, place in zip(results, self._places, strict=True):
             result = own(widened(result), others)
-            shaped.append(result.view(batch.members, batch.examples, *result.shape[1:]))
+            if place is None:
+                shaped.append(result.view(batch.members, batch.examples, *result.shape[1:]))
+            else:  # such as a last state, [layers, examples, hidden]
+                shaped.append(place.unfolded(result, batch.members))
         return shaped
 
 

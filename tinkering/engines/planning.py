@@ -219,8 +219,9 @@ class _Sizes:
         self._engine, self._built = engine.name, engine.built
         self._dtype = job.dtype
         self._parameters = sum(value.numel() for value in job.own.values())
-        # float32, and a copy that is folded, cast and packed
-        self._weights = self._parameters * (4 + 2 * job.dtype.itemsize)
+        # float32, and a copy that is folded, cast and packed, of a stack also turned
+        copies = 3 if engine.name == "batched" else 2
+        self._weights = self._parameters * (4 + copies * job.dtype.itemsize)
         members, examples = batch.members, batch.examples
         self._work = 0
         if job.program is None:
@@ -245,7 +246,8 @@ class _Sizes:
     def kept(self) -> int:
         """Return the bytes of what an engine can keep of all members."""
         # Noise twice: a layer may turn it into the form that it reads.
-        return self._members * (2 * self._noise if self._engine == "factored" else self._weights)
+        each = 2 * self._noise if self._engine == "factored" else self._weights
+        return self._members * (each + self._built)
 
     def images_in_cache(self) -> int:
         """Return how many images a tile should have."""

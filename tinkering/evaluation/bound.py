@@ -66,8 +66,8 @@ def bind(
         dtype: of the computation: float32 or bfloat16; `fastest_dtype` knows what pays here.
         memory: bytes that may be used beside the population and the outputs; half of what is
             free by default.
-        engine: ``"factored"``, ``"sequential"``, ``"vmapped"``, or ``"auto"`` for the fastest
-            that can do it.
+        engine: ``"factored"``, ``"batched"``, ``"sequential"``, ``"vmapped"``, or ``"auto"`` for
+            the one that is expected to be the fastest.
         norm: which statistics BatchNorm layers use: ``"running"``, ``"batch"`` (each member's
             batch) or a `Reference` (the centre's on some examples).
         randomness: what active dropout draws: ``"same"`` or ``"different"`` numbers for the

@@ -81,6 +81,10 @@ class Runner:
         """Where the memory of these values begins."""
         self._inputs = [self.places[name] for name in program.captured.inputs]
         self._outputs = [self.places[node.name] for node in program.outputs]
+        captured = program.captured
+        held = {n.meta["val"].dtype for n in captured.graph.nodes if n.name in captured.parameters}
+        # In a module of float64 that is the dtype of constants, too, and engines have float32.
+        self._others = _NARROW | (_DOUBLE & held)
         own = nodes or {}
         self._calls = [
             self._call(step, freed, fused, own.get(name_of(step))) for step, freed in program.walk()
@@ -106,7 +110,7 @@ class Runner:
             return _Call(call, True, two, writes, frees)
         function, nodes = _spread(step, instead)
         if _widens(step):
-            function = partial(_wide, function)
+            function = partial(_wide, function, self._others)
         reads = tuple(places[node.name] for node in nodes)
         return _Call(function, instead is not None, reads, writes, frees)
 
@@ -230,10 +234,14 @@ def _widens(node: fx.Node) -> bool:
     return node.target not in _ANY_DTYPE and (not _is_view(node) or node.target in _READS_BITS)
 
 
-def _wide(function: Callable[..., Any], *values: Any) -> Any:
+_NARROW = frozenset({torch.bfloat16, torch.float16})
+_DOUBLE = frozenset({torch.float64})
+
+
+def _wide(function: Callable[..., Any], others: frozenset[torch.dtype], *values: Any) -> Any:
     return function(
         *(
-            value.float() if isinstance(value, Tensor) and value.dtype is torch.bfloat16 else value
+            value.float() if isinstance(value, Tensor) and value.dtype in others else value
             for value in values
         )
     )

@@ -78,6 +78,13 @@ class Lifted:
             With examples among the arguments, the values of all images where the graph has
             them; else a value of each member, ``[members, *shape]``.
         """
+        if self._back is not None:
+            return self._computed(tile, args, kwargs)
+        if self not in tile.made:
+            tile.made[self] = self._computed(tile, args, kwargs)
+        return tile.made[self]
+
+    def _computed(self, tile: MemberTile, args: Any, kwargs: Any) -> Any:
         leaves, spec = _pytree.tree_flatten((args, kwargs))
         values, dims = list(leaves), [None] * len(leaves)
         for at, (leaf, kind) in enumerate(zip(leaves, self._kinds, strict=True)):

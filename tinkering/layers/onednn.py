@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 
@@ -272,29 +271,27 @@ def _walk(geometry: Geometry) -> _Walk:
 def _convolve(
     x: Tensor, packed: Tensor, bias: Tensor, walk: _Walk, activation: Activation | None
 ) -> Tensor:
-    result: Tensor = torch.ops.mkldnn._convolution_pointwise(
-        x, packed, bias, *walk, *_as_attribute(activation)
-    )
-    return result
+    inside = activation is None or activation.curve in _ATTRIBUTES or activation == RECTIFIER
+    attribute = _as_attribute(activation if inside else None)
+    result: Tensor = torch.ops.mkldnn._convolution_pointwise(x, packed, bias, *walk, *attribute)
+    return result if inside or activation is None else activation(result)
 
 
 def _as_attribute(activation: Activation | None) -> tuple[str, list[float], str | None]:
     """Return an activation as the internal calls take it: its name, numbers and variant."""
     if activation is None:
         return "none", [], None
-    if activation == RECTIFIER:
-        return "relu", [], None
-    return _ATTRIBUTES[activation.curve](activation)
+    return ("relu", [], None) if activation == RECTIFIER else _ATTRIBUTES[activation.curve]
 
 
-_ATTRIBUTES: dict[str, Callable[[Activation], tuple[str, list[float], str | None]]] = {
-    "clamp": lambda one: ("hardtanh", [one.low, one.high], None),
-    "silu": lambda _: ("swish", [], None),
-    "gelu": lambda _: ("gelu", [], "none"),
-    "gelu_tanh": lambda _: ("gelu", [], "tanh"),
-    "hardswish": lambda _: ("hardswish", [], None),
-    "tanh": lambda _: ("tanh", [], None),
-    "sigmoid": lambda _: ("sigmoid", [], None),
+# Not limits: these calls make a number of what is none.
+_ATTRIBUTES: dict[str, tuple[str, list[float], str | None]] = {
+    "silu": ("swish", [], None),
+    "gelu": ("gelu", [], "none"),
+    "gelu_tanh": ("gelu", [], "tanh"),
+    "hardswish": ("hardswish", [], None),
+    "tanh": ("tanh", [], None),
+    "sigmoid": ("sigmoid", [], None),
 }
 
 

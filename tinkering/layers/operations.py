@@ -7,7 +7,7 @@ among the arguments. What stands in no table is done by `lifted`.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol, runtime_checkable
@@ -91,7 +91,7 @@ def layer_norm(node: fx.Node, binder: Binder) -> MemberNode:
         *_: Any,
     ) -> Tensor:
         features = math.prod(shape)
-        after = tile.affine(weight, bias, names, features)
+        after = tile.once(node, lambda: tile.affine(weight, bias, names, features))
         # A feature is a channel, and lies last: [images, tokens, 1, features].
         lines = x.reshape(len(x), -1, 1, features)
         if calls.available(x):
@@ -119,7 +119,7 @@ def rms_norm(node: fx.Node, binder: Binder) -> MemberNode:
         eps: float | None = None,
     ) -> Tensor:
         features = math.prod(shape)
-        after = tile.affine(weight, None, (name, None), features)
+        after = tile.once(node, lambda: tile.affine(weight, None, (name, None), features))
         out = F.rms_norm(x, shape, None, eps).reshape(len(x), -1, 1, features)
         scaled = after(out.permute(0, 3, 1, 2), None, tile.rows, tile.signs)
         return scaled.permute(0, 2, 3, 1).reshape(x.shape)
@@ -142,7 +142,7 @@ def group_norm(node: fx.Node, binder: Binder) -> MemberNode:
         *_: Any,
     ) -> Tensor:
         out = F.group_norm(x, groups, None, None, eps)
-        after = tile.affine(weight, bias, names, x.shape[1])
+        after = tile.once(node, lambda: tile.affine(weight, bias, names, x.shape[1]))
         return after(out, None, tile.rows, tile.signs)
 
     return MemberNode(call, given["input"])
@@ -162,7 +162,8 @@ def batch_statistics(node: fx.Node, binder: Binder) -> MemberNode:
         members = x.view(shape).transpose(0, 1).flatten(1, 2)
         out = F.batch_norm(members, None, None, training=True, eps=eps)
         out = out.view(tile.batch, -1, *x.shape[1:]).transpose(0, 1).flatten(0, 1)
-        return tile.affine(weight, bias, names, x.shape[1])(out, None, tile.rows, tile.signs)
+        after = tile.once(node, lambda: tile.affine(weight, bias, names, x.shape[1]))
+        return after(out, None, tile.rows, tile.signs)
 
     return MemberNode(call, given["input"])
 
@@ -256,6 +257,8 @@ def cell(step: recurrent.Step, node: fx.Node, binder: Binder) -> MemberNode | No
     places = [binder.placement(value) for value in (given["input"], *states)]
     if not all(place is not None and place.is_first for place in places):
         return None
+    if not _are_held(given[key] for key in ("w_ih", "w_hh", "b_ih", "b_hh")):
+        return None
     direction = recurrent.Direction(
         step,
         binder.linear(given["w_ih"], given["b_ih"]),
@@ -272,15 +275,20 @@ def cell(step: recurrent.Step, node: fx.Node, binder: Binder) -> MemberNode | No
     return MemberNode(call, given["input"])
 
 
+def _are_held(weights: Iterable[fx.Node | None]) -> bool:
+    """Return whether weights are parameters or buffers, and not computed from such."""
+    return all(weight is None or weight.op == "placeholder" for weight in weights)
+
+
 def sequence(step: recurrent.Step, node: fx.Node, binder: Binder) -> MemberNode | None:
     """Return the member-wise form of a recurrent module."""
     given = arguments(node)
     states = given["hx"] if isinstance(given["hx"], list | tuple) else [given["hx"]]
     axes = [0 if given["batch_first"] else 1, *[1] * len(states)]
     places = [binder.placement(value) for value in (given["input"], *states)]
-    if places != [Placement(axis) for axis in axes]:
-        return None
     weights = list(given["params"])
+    if places != [Placement(axis) for axis in axes] or not _are_held(weights):
+        return None
     both = 1 + given["bidirectional"]
     each = len(weights) // (given["num_layers"] * both)
     made = []

@@ -47,6 +47,7 @@ class Tile(MemberTile):
     """What the noise is multiplied by: one number, or one a parameter."""
     batch: int
     kept: dict[object, Any] = field(default_factory=dict)
+    made: dict[object, Any] = field(default_factory=dict)
 
     def own(self, name: str, shared: Tensor) -> Tensor:
         """Return the members' own values of a parameter, ``[members, *shape]``."""

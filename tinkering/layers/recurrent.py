@@ -75,7 +75,7 @@ class Direction:
             state: before the first step.
             backwards: whether time is walked from its end.
         """
-        gates = self.of_input(tile, x).float()
+        gates, state = self.of_input(tile, x).float(), tuple(each.float() for each in state)
         times = range(x.shape[1])
         made: list[Tensor] = []
         for time in reversed(times) if backwards else times:

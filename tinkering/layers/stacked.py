@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import Any
 
@@ -35,11 +35,16 @@ class StackedTile(MemberTile):
     kept: dict[object, Any]
     signs: Tensor
     """``[images]``: ones."""
+    made: dict[object, Any] = field(default_factory=dict)
 
     def own(self, name: str, shared: Tensor) -> Tensor:
         """Return the members' own values of a parameter or buffer, ``[members, *shape]``."""
         del shared
         return self.values[name]
+
+    def held(self) -> list[Tensor]:
+        """Return tensors that are the members' own, and kept."""
+        return [*super().held(), *self.values.values()]
 
     def like(self, rows: Tensor, signs: Tensor, batch: int) -> StackedTile:
         """Return a tile of the same members with other images."""

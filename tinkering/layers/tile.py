@@ -27,6 +27,8 @@ class MemberTile(ABC):
     """Images a member."""
     kept: dict[object, Any]
     """What layers have made of the members' values, for the tiles that share them."""
+    made: dict[object, Any]
+    """Values of each member that were computed from its own alone, for tiles of these members."""
 
     @property
     def members(self) -> int:
@@ -72,6 +74,10 @@ class MemberTile(ABC):
     @abstractmethod
     def like(self, rows: Tensor, signs: Tensor, batch: int) -> MemberTile:
         """Return a tile of the same members with other images."""
+
+    def held(self) -> list[Tensor]:
+        """Return tensors that are the members' own, and kept."""
+        return [value for value in self.made.values() if isinstance(value, Tensor)]
 
     def times(self, count: int) -> MemberTile:
         """Return the tile of the same members, whose images are `count` parts each.

@@ -26,12 +26,13 @@ namespace {
 
 enum Curve { CLAMP, SILU, GELU, GELU_TANH, HARDSWISH, TANH, SIGMOID };
 
-// Below and above what a float can hold the result is that of the nearest such number.
+// Below what a float can hold the result is that of the nearest such number, above it infinity.
 template <int V> inline typename Lanes<V>::F exponential(typename Lanes<V>::F x) {
   typedef typename Lanes<V>::F F;
   typedef typename Lanes<V>::U U;
+  const auto beyond = x > 88.0f;
   x = x < -87.0f ? F{} - 87.0f : x;  // a NaN stays one
-  x = x > 88.0f ? F{} + 88.0f : x;
+  x = beyond ? F{} + 88.0f : x;
   const F shifted = x * 1.44269504f + 12582912.0f;  // its last bits are the whole power of two
   const F power = shifted - 12582912.0f;
   const F rest = (x - power * 0.693359375f) + power * 2.12194440e-4f;
@@ -41,7 +42,8 @@ template <int V> inline typename Lanes<V>::F exponential(typename Lanes<V>::F x)
   sum = sum * rest + 1.6666665459e-1f;
   sum = sum * rest + 5.0000001201e-1f;
   sum = sum * (rest * rest) + rest + 1.0f;
-  return (F)((U)sum + ((U)shifted << 23));
+  const F result = (F)((U)sum + ((U)shifted << 23));
+  return beyond ? F{} + __builtin_inff() : result;
 }
 
 // Abramowitz and Stegun, "Handbook of Mathematical Functions", 7.1.26.
