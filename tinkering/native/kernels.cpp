@@ -7,6 +7,7 @@
 #include "depthwise.h"
 #include "layer.h"
 #include "layer_norm.h"
+#include "sums.h"
 #include "vectors.h"
 
 namespace {
@@ -679,6 +680,11 @@ void fold_float(const float* weight, const float* scale, float* out, int64_t out
 void fold_bfloat16(const float* weight, const float* scale, void* out, int64_t outputs,
                    int64_t channels, int64_t taps) {
   fold(weight, scale, (bfloat16*)out, outputs, channels, taps);
+}
+
+// Some columns of some products of noise: see sums.h. Each has three numbers: which one, from, to.
+void add_parts(const Product* products, const float* weights, const int64_t* parts, int64_t count) {
+  add_columns_of(products, weights, parts, count);
 }
 
 // Philox4x64-10 (Salmon et al. 2011) for one counter.

@@ -3,6 +3,7 @@
 stream.py    (seed, generation, parameter name, pair) -> normals
 kinds.py     normals -> the noise of a parameter: dense, of low rank, separable
 factors.py   that noise, in the form it was drawn in
+products.py  the same as outer products, by which it is summed
 blocks.py    a generation's noise, drawn once for all who need it
 sums.py      its sum over members
 """

@@ -10,6 +10,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from tinkering.native.sums import Part, Product
+from tinkering.noise.products import adding
+
 
 @runtime_checkable
 class Factors(Protocol):
@@ -24,23 +27,11 @@ class Factors(Protocol):
     def dense(self) -> Float[Tensor, "rows *shape"]:
         """Return each row's noise in the parameter's shape."""
 
-    @property
-    def matrix(self) -> tuple[int, int]:
-        """Lines and columns of the matrix in which noise is summed."""
-
-    def add_weighted(
-        self, total: Float[Tensor, "lines part"], weights: Float[Tensor, " rows"], part: slice
-    ) -> None:
-        """Add ``sum_i weights[i] * noise_i`` to some columns of that matrix, without `dense`.
-
-        Args:
-            total: these columns, float32.
-            weights: of the noise.
-            part: which columns; ``slice(start, stop)``.
-        """
+    def product(self) -> Product:
+        """Return the noise as outer products, by which it is summed without `dense`."""
 
     def shaped(self, total: Float[Tensor, "lines columns"]) -> Float[Tensor, "*shape"]:
-        """Return the whole of such a matrix in the parameter's shape."""
+        """Return a sum of these products in the parameter's shape."""
 
     def transposed(self) -> Factors:
         """Return the noise of a matrix as that of its transpose."""
@@ -54,8 +45,9 @@ def weighted_sum(factors: Factors, weights: Float[Tensor, " rows"]) -> Float[Ten
         >>> weighted_sum(noise, torch.tensor([1.0, 10.0]))
         tensor([31., 42.])
     """
-    total = weights.new_zeros(factors.matrix, dtype=torch.float32)
-    factors.add_weighted(total, weights, slice(0, total.shape[1]))
+    product = factors.product()
+    total = weights.new_zeros(product.matrix, dtype=torch.float32)
+    adding([product], [total], weights)([Part(0, 0, total.shape[1])])
     return factors.shaped(total)
 
 
@@ -82,15 +74,9 @@ class DenseFactors:
         """Return each row's noise in the parameter's shape."""
         return self.values
 
-    @property
-    def matrix(self) -> tuple[int, int]:
-        """A column for every entry."""
-        return 1, self.values[0].numel()
-
-    def add_weighted(self, total: Tensor, weights: Tensor, part: slice) -> None:
-        """Add the sum of some entries."""
-        entries = self.values.reshape(len(self.values), -1)[:, part]
-        total.addmm_(weights.unsqueeze(0), entries)
+    def product(self) -> Product:
+        """Return a column for every entry."""
+        return Product(self.values.reshape(len(self.values), -1))
 
     def shaped(self, total: Tensor) -> Tensor:
         """Return the matrix in the parameter's shape."""
@@ -127,17 +113,10 @@ class LowRankFactors:
         """Return each row's noise in the parameter's shape."""
         return torch.einsum("nr...o,nrc->noc...", self.left, self.right)
 
-    @property
-    def matrix(self) -> tuple[int, int]:
-        """Inputs by taps and outputs: products over many rows want many columns."""
-        return self.right.shape[2], self.left[0, 0].numel()
-
-    def add_weighted(self, total: Tensor, weights: Tensor, part: slice) -> None:
-        """Add the sum of some taps' outputs: for each rank one matrix product over all rows."""
-        column = weights.unsqueeze(1)
-        for rank in range(self.left.shape[1]):
-            right = self.right[:, rank] * column
-            total.addmm_(right.T, self.left[:, rank].flatten(1)[:, part])
+    def product(self) -> Product:
+        """Return inputs by taps and outputs: sums over many rows want many columns."""
+        left, right = (side.flatten(2).flatten(0, 1) for side in (self.left, self.right))
+        return Product(left, right, rank=self.left.shape[1])
 
     def shaped(self, total: Tensor) -> Tensor:
         """Return the matrix in the parameter's shape."""
@@ -179,23 +158,14 @@ class SeparableFactors:
         """Return each row's noise in the parameter's shape."""
         return self.low_rank().dense()
 
-    @property
-    def matrix(self) -> tuple[int, int]:
-        """Inputs by taps and outputs."""
-        return self.right.shape[2], self.taps[0, 0].numel() * self.left.shape[2]
-
-    def add_weighted(self, total: Tensor, weights: Tensor, part: slice) -> None:
-        """Add the sum of some taps' outputs."""
-        rows, rank, out = self.left.shape
-        first, last = part.start // out, -(-part.stop // out)
-        # Of those taps alone: multiplied out, they are as many numbers as low-rank noise has.
-        taps = self.taps.reshape(rows, rank, -1)[:, :, first:last]
-        some = SeparableFactors(self.left, taps, self.right).low_rank()
-        some.add_weighted(total, weights, slice(part.start - first * out, part.stop - first * out))
+    def product(self) -> Product:
+        """Return inputs and taps by outputs."""
+        left, right = (side.flatten(0, 1) for side in (self.left, self.right))
+        return Product(left, right, self.taps.flatten(2).flatten(0, 1), rank=self.left.shape[1])
 
     def shaped(self, total: Tensor) -> Tensor:
         """Return the matrix in the parameter's shape."""
-        return _outputs_first(total, (*self.taps.shape[2:], self.left.shape[2]))
+        return total.T.contiguous().view(-1, self.right.shape[2], *self.taps.shape[2:])
 
     def transposed(self) -> SeparableFactors:
         """Return the noise of a matrix as that of its transpose."""

@@ -1,38 +1,30 @@
 """The weighted sum of members' noise, of which an estimate of a gradient is made.
 
-It is a matrix product for each parameter, over all pairs: sum_i w_i E_i = (w right)^T left. The
-parameters are cut into portions of about the same work, which are computed side by side, and each
-adds up the blocks of pairs in their order: so the bits do not depend on who computes what.
+It is a matrix product for each parameter, over all pairs: sum_i w_i E_i = (w right)^T left. These
+are cut into portions of about the same work, which are computed side by side, and each adds up the
+blocks of pairs in their order: so the bits do not depend on who computes what.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from torch import Tensor
 
+from tinkering.native.sums import Part
 from tinkering.noise.blocks import Blocks
 from tinkering.noise.factors import Factors, on_device
+from tinkering.noise.products import adding
 
 _PORTIONS = 16
 """Of the work, about."""
-_UNIT = 16
-"""Columns of a matrix that are not parted: a cache line of them."""
+_UNIT = 48
+"""Columns of a matrix that are not parted: as many as a compiled kernel sums at a time."""
 
 
 Mapped = Callable[[Callable[[Any], None], Sequence[Any]], Iterable[None]]
 """``map``, or what calls a function with several items side by side."""
-
-
-@dataclass(frozen=True)
-class Part:
-    """Some columns of the matrix that a parameter's noise is summed in."""
-
-    name: str
-    columns: slice
 
 
 def weighted_noise(
@@ -57,7 +49,7 @@ def weighted_noise(
         >>> total["weight"].shape
         torch.Size([4])
     """
-    totals: dict[str, Tensor] = {}
+    totals: list[Tensor] = []
     factors: dict[str, Factors] = {}
     portions: list[list[Part]] = []
     for block, some in blocks.over(pairs):
@@ -65,37 +57,27 @@ def weighted_noise(
         factors = block.draw(some)
         if weights.device.type != "cpu":
             factors = {name: on_device(each, weights.device) for name, each in factors.items()}
+        products = [each.product() for each in factors.values()]
         if not totals:
-            totals = {name: weights.new_zeros(each.matrix) for name, each in factors.items()}
-            portions = list(_portions(factors))
+            totals = [weights.new_zeros(each.matrix) for each in products]
+            portions = list(_portions([each.matrix for each in products]))
         here = weights[some.start - pairs.start : some.stop - pairs.start]
-        _exhaust(mapped(partial(_add, totals, factors, here), portions))
-    return {name: each.shaped(totals[name]) for name, each in factors.items()}
+        _exhaust(mapped(adding(products, totals, here), portions))
+    named = zip(factors.items(), totals, strict=True)
+    return {name: each.shaped(total) for (name, each), total in named}
 
 
-def _add(
-    totals: Mapping[str, Tensor],
-    factors: Mapping[str, Factors],
-    weights: Tensor,
-    portion: Sequence[Part],
-) -> None:
-    for part in portion:
-        total = totals[part.name][:, part.columns]
-        factors[part.name].add_weighted(total, weights, part.columns)
-
-
-def _portions(factors: Mapping[str, Factors]) -> Iterator[list[Part]]:
+def _portions(sizes: Sequence[tuple[int, int]]) -> Iterator[list[Part]]:
     """Yield parts of all matrices, as many at a time as are about an equal share of the work."""
-    sizes = {name: each.matrix for name, each in factors.items()}
-    share = sum(lines * columns for lines, columns in sizes.values()) / _PORTIONS
+    share = sum(lines * columns for lines, columns in sizes) / _PORTIONS
     portion: list[Part] = []
     work = 0
-    for name, (lines, columns) in sizes.items():
+    for at, (lines, columns) in enumerate(sizes):
         step = max(_UNIT, int(share / lines) // _UNIT * _UNIT)
         for start in range(0, columns, step):
-            part = Part(name, slice(start, min(start + step, columns)))
+            part = Part(at, start, min(start + step, columns))
             portion.append(part)
-            work += lines * (part.columns.stop - start)
+            work += lines * (part.stop - start)
             if work >= share:
                 yield portion
                 portion, work = [], 0
