@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from cmath import isnan
 from collections.abc import Iterable
+from math import isfinite
 
 import torch
 from torch import Tensor, nn
@@ -30,12 +32,12 @@ def require_finite(population: Population) -> None:
     """
     if population.centre is not None:
         for name, value in population.centre.items():
-            bad = _first_bad(value.reshape(1, -1))
+            bad = _first_bad(value)
             if bad is not None:
                 _refuse(f"{bad[1]} in {name!r} of the centre")
     elif isinstance(population, StackedPopulation):
         for name, value in population.params.items():
-            bad = _first_bad(value.reshape(len(value), -1))
+            bad = _first_bad(value)
             if bad is not None:
                 _refuse(f"{bad[1]} in {name!r} of member {bad[0]}")
 
@@ -53,27 +55,27 @@ def require_finite_rest(model: nn.Module, buffers: Iterable[str], population: Po
     """
     params, held = population.like[0], population.buffers
     for name, parameter in model.named_parameters():
-        bad = None if name in params else _first_bad(parameter.detach().reshape(1, -1))
+        bad = None if name in params else _first_bad(parameter.detach())
         if bad is not None:
             raise ArgumentError("model", "finite weights", f"{bad[1]} in {name!r}")
     own = dict(model.named_buffers())
     for name in buffers:
-        if held.get(name, own[name]).isnan().any():
+        values = held.get(name, own[name])
+        # The sum is not a number where one of them is none, and rarely besides.
+        if isnan(values.sum().item()) and values.isnan().any():
             argument = "population" if name in held else "model"
             raise ArgumentError(argument, "finite buffers", f"nan in {name!r}")
 
 
-def _first_bad(rows: Tensor) -> tuple[int, float] | None:
+def _first_bad(values: Tensor) -> tuple[int, float] | None:
     """Return the row and the value of the first number that is not finite."""
     # A sum is one pass without a tensor of its size; only a strange one is looked into.
-    sums = rows.sum(1)
-    if bool(torch.isfinite(sums).all()):
+    if isfinite(values.sum().item()):
         return None
-    bad = (~torch.isfinite(rows)).nonzero()
+    bad = (~torch.isfinite(values)).nonzero()
     if not len(bad):
         return None
-    row, column = bad[0].tolist()
-    return row, rows[row, column].item()
+    return int(bad[0, 0]) if values.dim() else 0, values[tuple(bad[0])].item()
 
 
 def _refuse(came: str) -> None:
