@@ -99,7 +99,10 @@ def stepped(
     optimiser = fresh_optimiser(make, moved, rate, factors)
     rates = [group["lr"] for group in optimiser.param_groups]
     # A step writes into the tensors of the state that it is given.
-    optimiser.load_state_dict(tree_map_only(Tensor, torch.clone, dict(state)))
+    slots = {
+        of: {key: _copy(value) for key, value in s.items()} for of, s in state["state"].items()
+    }
+    optimiser.load_state_dict({**state, "state": slots})
     # What was loaded has the rates of the step before.
     for group, now in zip(optimiser.param_groups, rates, strict=True):
         group["lr"] = now
@@ -111,6 +114,13 @@ def stepped(
     if not all_finite([*moved.values(), *_tensors(after["state"])]):
         return None
     return moved, after
+
+
+def _copy(value: Any) -> Any:
+    """Return a copy of a slot's tensors, of which it nearly always is one."""
+    if isinstance(value, Tensor):
+        return value.clone()
+    return tree_map_only(Tensor, torch.clone, value)
 
 
 def _tensors(slots: Mapping[Any, Mapping[str, Any]]) -> Iterator[Tensor]:
