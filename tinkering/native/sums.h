@@ -31,7 +31,7 @@ constexpr int kWide = 8, kLines = 4;  // 12 of 16
 #endif
 constexpr int kPanel = 3;
 constexpr int kRows = 128;  // at a time: their columns stay in cache while all lines are done
-constexpr int kAhead = 16;  // rows from which memory is fetched beforehand
+constexpr int kAhead = 8;  // rows from which memory is fetched beforehand
 
 typedef Lanes<kWide>::F Wide;
 

@@ -17,7 +17,7 @@ from tinkering.noise.blocks import Blocks
 from tinkering.noise.factors import Factors, on_device
 from tinkering.noise.products import adding
 
-_PORTIONS = 16
+_PORTIONS = 8
 """Of the work, about."""
 _UNIT = 48
 """Columns of a matrix that are not parted: as many as a compiled kernel sums at a time."""
