@@ -7,6 +7,7 @@ ties between parameters, the code of every forward.
 from __future__ import annotations
 
 import weakref
+from collections import OrderedDict
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import is_dataclass
 from functools import partial
@@ -19,6 +20,8 @@ from torch import nn
 from tinkering.graph.copies import attributes_of
 
 _PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device)
+_EXACTLY = frozenset(_PLAIN)
+"""The same, for most values: a set is faster to look into than classes are to go through."""
 
 
 def fingerprint(model: nn.Module, depth: int = 4) -> Hashable:
@@ -36,8 +39,13 @@ def fingerprint(model: nn.Module, depth: int = 4) -> Hashable:
     """
     first: dict[int, int] = {}
     seen: list[Hashable] = []
+    known: set[type] = set()
     for name, part in model.named_modules(remove_duplicate=False):
-        seen.append((name, type(part), *_code_of(type(part))))
+        kind = type(part)
+        if kind not in known:
+            known.add(kind)
+            seen.extend(_code_of(kind))
+        seen.append((name, kind))
         for key, tensor in [*part._parameters.items(), *part._buffers.items()]:
             if tensor is None:
                 seen.append(key)
@@ -67,13 +75,16 @@ def digest(value: Any, depth: int = 4) -> Hashable:
         value: the attribute's.
         depth: as in `fingerprint`.
     """
-    if isinstance(value, _PLAIN):
-        return type(value), value, str(value) if value == 0 else ""
+    kind = type(value)
+    if kind in _EXACTLY or isinstance(value, _PLAIN):
+        return kind, value, str(value) if value == 0 else ""
+    if kind is OrderedDict and not value:  # as most hooks are
+        return kind, ()
     if depth and isinstance(value, list | tuple | set | frozenset):
-        return type(value), tuple([digest(item, depth - 1) for item in value])
+        return kind, tuple([digest(item, depth - 1) for item in value])
     if depth and isinstance(value, Mapping):
         items = [(digest(k, depth - 1), digest(v, depth - 1)) for k, v in value.items()]
-        return type(value), tuple(items)
+        return kind, tuple(items)
     if depth and isinstance(value, partial):
         return partial, tuple(
             digest(v, depth - 1) for v in (value.func, value.args, value.keywords)
