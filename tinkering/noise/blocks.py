@@ -63,6 +63,10 @@ class Block:
         numbers = torch.empty(len(pairs) * sum(widths.values()), device="cpu")
         self._rows = split_by_name(numbers, len(pairs), widths)
         self._drawn = bytearray(len(pairs))
+        whole = self._built(slice(None))
+        views = all(_is_within(each, numbers) for each in whole.values())
+        self._whole = whole if views else None
+        """What is built of all numbers, those to come as well; None where it would copy them."""
 
     def draw(self, pairs: range) -> dict[str, Factors]:
         """Return the noise of some of the pairs.
@@ -70,11 +74,12 @@ class Block:
         Threads may ask at once. Those that ask for the same pairs write the same numbers.
         """
         self.fill(pairs)
-        part, counts = self._part(pairs), self._address.counts
-        return {
-            name: self._address.kind.build(self._rows[name][part, : counts[name]], shape)
-            for name, shape in self._address.shapes
-        }
+        part = self._part(pairs)
+        if self._whole is None:
+            return self._built(part)
+        if pairs == self.pairs:
+            return self._whole
+        return {name: each[part] for name, each in self._whole.items()}
 
     def fill(self, pairs: range) -> None:
         """Draw some of the pairs, unless they were."""
@@ -99,8 +104,24 @@ class Block:
         pieces = [range(start, min(start + _PIECE, pairs.stop)) for start in starts]
         return [piece for piece in pieces if not all(self._drawn[self._part(piece)])]
 
+    def _built(self, part: slice) -> dict[str, Factors]:
+        counts, kind = self._address.counts, self._address.kind
+        return {
+            name: kind.build(self._rows[name][part, : counts[name]], shape)
+            for name, shape in self._address.shapes
+        }
+
     def _part(self, pairs: range) -> slice:
         return slice(pairs.start - self.pairs.start, pairs.stop - self.pairs.start)
+
+
+def _is_within(factors: Factors, numbers: torch.Tensor) -> bool:
+    """Return whether factors are but views of some numbers."""
+    held = numbers.untyped_storage().data_ptr()
+    return all(
+        isinstance(value, torch.Tensor) and value.untyped_storage().data_ptr() == held
+        for value in vars(factors).values()
+    )
 
 
 class Blocks:
