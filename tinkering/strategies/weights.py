@@ -119,21 +119,26 @@ class Weights:
         Raises:
             ArgumentError: (a ``ValueError``) fitness has not the shape ``[population]``.
         """
-        fitness = finite_fitness(evaluation, self.population)
-        if fitness is None:
-            return None
-        shaping = SHAPINGS[self.compared][generation.shaping]
-        if self.antithetic:
-            utilities = shaping(pair_advantages(fitness))
-            # Half of a pair's utility for either member: their noise is the same but for sign.
-            utilities = torch.stack([utilities, -utilities], dim=1).flatten()
-        else:
-            utilities = shaping(group_advantages(fitness, self.group))
-        population = self.around(generation)
         # Portions side by side, and no threads inside: in operations so short they would wait.
         mapped = partial(map_in_order, threads=torch.get_num_threads())
         with one_thread_inside():
+            utilities = self._utilities(generation, evaluation)
+            if utilities is None:
+                return None
+            population = self.around(generation)
             total = population.weighted_noise(utilities / self.population, mapped)
             if generation.shaping == "raw":  # the gradient itself: fitness per unit of parameter
                 return {name: noise / population.sigma_of(name) for name, noise in total.items()}
             return {name: noise / generation.factors[name] for name, noise in total.items()}
+
+    def _utilities(self, generation: Generation, evaluation: Evaluation) -> Tensor | None:
+        """Return one scalar per member, or None where none of the fitness is finite."""
+        fitness = finite_fitness(evaluation, self.population)
+        if fitness is None:
+            return None
+        shaping = SHAPINGS[self.compared][generation.shaping]
+        if not self.antithetic:
+            return shaping(group_advantages(fitness, self.group))
+        utilities = shaping(pair_advantages(fitness))
+        # Half of a pair's utility for either member: their noise is the same but for sign.
+        return torch.stack([utilities, -utilities], dim=1).flatten()
