@@ -158,7 +158,7 @@ def _first(job: Job, names: Sequence[str], reason: str) -> Engine:
             if not missed:
                 missed = reason = f"{reason.partition(',')[0]}, but {error}"
             continue
-        if missed and isinstance(job.population, PerturbedPopulation):
+        if missed and name in _INSTEAD and isinstance(job.population, PerturbedPopulation):
             text = f"{missed} {_INSTEAD[name]}"
             warnings.warn(text, stacklevel=_levels_to_the_caller(sys._getframe()))
         return engine
