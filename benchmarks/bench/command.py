@@ -28,7 +28,7 @@ from benchmarks.bench.settings import QUICK, Sizes
 from benchmarks.bench.suite import selected
 from tinkering.errors import ArgumentError
 
-WIDTH = 100
+WIDTH = 110
 """Columns of the table, at most."""
 _MET = {"goal": "goal met", "must": "must met", "missed": "missed"}
 

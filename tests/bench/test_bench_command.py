@@ -18,7 +18,7 @@ from benchmarks.bench.suite import rows_of
 pytestmark = pytest.mark.usefixtures("same_threads")
 PARTS = (
     *("call", "fp32", "bf16", "factored", "shared", "vgg", "preact"),
-    *("evolve", "update", "noise", "memory", "peer", "pure"),
+    *("evolve", "update", "net", "noise", "memory", "peer", "pure"),
     *("stacked", "perturbed", "gru", "dense", "python", "causal", "vit"),
 )
 """All but the cold start, which takes a compiler's time."""

@@ -71,7 +71,7 @@ class TestSameRun:
 
     def test_of_a_genetic_algorithm(self, cluster, tmp_path, digits):
         assert cluster.is_initialized()
-        flags = ["--strategy", "genetic", "--parents", "4", "--images", "8"]
+        flags = ["--strategy", "genetic", "--parents", "4", "--images", "128"]
         for out, more in (("alone", []), ("with", ["--workers", "2"])):
             evolved(digits, tmp_path / out, *flags, *more)
         model = "model.safetensors"
