@@ -89,7 +89,7 @@ class TestAuto:
             (convnet, LowRank(2), 8, "factored"),
             (convnet, Separable(1), 50, "factored"),
         ],
-        ids=str,
+        ids=lambda value: getattr(value, "__name__", str(value)),
     )
     def test_dense_noise_is_built_where_it_pays(self, build, noise, images, engine):
         population = population_of(made(build), noise=noise)
