@@ -177,4 +177,4 @@ def test_a_layer_that_sees_no_example():
     layers = {"one": nn.Linear(8, 5), "other": nn.Linear(5, 5)}
     model = Net(lambda m, x: m.one(x) @ m.other(torch.eye(5)), **layers).eval()
     message = said(UnsupportedLayerError, model, names=("one.bias", "other.weight"))
-    assert message == NOT_FIRST.format("other.weight")
+    assert message == NOT_PERTURBED.format("other.weight")
