@@ -8,7 +8,7 @@ from torch import nn
 
 from tinkering import bind, plan
 from tinkering.noise import Dense, LowRank
-from tinkering.population import PerturbedPopulation
+from tinkering.population import PerturbedPopulation, StackedPopulation
 
 MEMBERS, EXAMPLES = 5, 3
 
@@ -138,3 +138,12 @@ def test_what_is_returned_is_the_callers_own(examples):
             value.zero_()
         for again, copy in zip(bound(x), copies, strict=True):
             assert torch.equal(again, copy)
+
+
+@pytest.mark.parametrize("engine", ["auto", "batched"])
+def test_members_that_share_everything(engine):
+    model = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2)).eval()
+    shared = {n: p.detach().expand(MEMBERS, *p.shape) for n, p in model.named_parameters()}
+    members, x = StackedPopulation(shared, {}, model), torch.randn(MEMBERS, EXAMPLES, 4)
+    result = bind(model, members, x, in_dims=(0, 0), engine=engine)(x)
+    torch.testing.assert_close(result, model(x).detach())

@@ -36,7 +36,8 @@ def prepare(job: Job) -> MembersRun:
     def portion(some: slice) -> MembersStack:
         stack = cast(StackedPopulation, members[some].stack())
         held = as_computed(stack.params | stack.buffers, stack.params)
-        return MembersStack({name: held[name] for name in held if name in differing})
+        own = {name: held[name] for name in held if name in differing}
+        return MembersStack(own, job.batch.tensors[0].device)
 
     return members_run(job, job.own | params | buffers, differing, _FORMS, portion)
 
@@ -64,11 +65,12 @@ class MembersStack:
     """The own parameters and buffers of some members, and the tiles that they make.
 
     Args:
-        values: ``[members, *shape]`` by name.
+        values: ``[members, *shape]`` by name; none where members share everything.
+        device: of the members.
     """
 
-    def __init__(self, values: dict[str, Tensor]) -> None:
-        self._values = values
+    def __init__(self, values: dict[str, Tensor], device: torch.device) -> None:
+        self._values, self._device = values, device
         self._tiles: dict[tuple[int, int], StackedTile] = {}
 
     def tile(self, members: slice, examples: int) -> StackedTile:
@@ -78,12 +80,11 @@ class MembersStack:
         if known is not None and known.batch == examples:
             return known
         values = {name: value[members] for name, value in self._values.items()}
-        device = next(iter(values.values())).device
-        rows = torch.arange(members.stop - members.start, device=device)
+        rows = torch.arange(members.stop - members.start, device=self._device)
         if examples > 1:
             rows = rows.repeat_interleave(examples)
         # What layers have made of weights is the same for batches of any size.
         kept = {} if known is None else known.kept
-        tile = StackedTile(values, rows, examples, kept, torch.ones(len(rows), device=device))
-        self._tiles[key] = tile
-        return tile
+        ones = torch.ones(len(rows), device=self._device)
+        self._tiles[key] = StackedTile(values, rows, examples, kept, ones)
+        return self._tiles[key]

@@ -127,7 +127,7 @@ class StackedNorm:
 
 
 class StackedLayer:
-    """A convolution or linear layer with its norm, residual and rectifier.
+    """A convolution or linear layer with its norm, residual and activation.
 
     Args:
         step: where it stands.
@@ -163,7 +163,7 @@ class StackedLayer:
             overwrite: whether the residual's memory may hold the result.
             tile: the members.
             x: the layer's input.
-            residual: added before the rectifier.
+            residual: added before the activation.
         """
         del overwrite  # the product is a tensor of its own
         images = len(tile.rows)
@@ -255,8 +255,7 @@ class _Convolution:
         axes = len(self._walk[0])
         self._convolve: Callable[..., Tensor] = (F.conv1d, F.conv2d, F.conv3d)[axes - 1]
         size = [each for each in step.layer.meta["val"].shape if isinstance(each, int)]
-        pixels = torch.Size(size[1:]).numel()
-        self._pixels = pixels
+        self._pixels = torch.Size(size[1:]).numel()
 
     def __call__(self, x: Tensor, residual: Tensor | None, tile: MemberTile) -> Tensor:
         """Return ``[images, out, ...]``."""
