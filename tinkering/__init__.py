@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from tinkering.runs.evolve import evolve as evolve
     from tinkering.strategies.activations import Activations as Activations
     from tinkering.strategies.evolution_strategy import EvolutionStrategy as EvolutionStrategy
+    from tinkering.strategies.feedback import Feedback as Feedback
     from tinkering.strategies.genetic_algorithm import GeneticAlgorithm as GeneticAlgorithm
     from tinkering.strategies.groups import Group as Group
     from tinkering.strategies.schedules import constant as constant
@@ -102,9 +103,11 @@ _ROOM_OF = {
     "inverse_sqrt": "strategies.schedules",
     "Weights": "strategies.weights",
     "Activations": "strategies.activations",
+    "Feedback": "strategies.feedback",
     "Evaluation": "engines.evaluation",
     "bind": "evaluation.bound",
     "Bound": "evaluation.bound",
+    "FedBackActivations": "population.fed_back",
     "PerturbedActivations": "population.perturbed_activations",
 }
 __all__ = list(_ROOM_OF)

@@ -140,7 +140,7 @@ def documented(command: type[Command]) -> type[Command]:
     return command
 
 
-def group(kind: type) -> Any:
+def section(kind: type) -> Any:
     """Return the field of a dataclass that holds flags of another, for ``--help`` to show apart."""
     (strategies,) = {tuple(known.defaults) for known in facts(kind).values()}
     only = f"Only with --strategy {' or '.join(strategies)}. " if strategies else ""

@@ -14,7 +14,7 @@ import tyro
 
 from tinkering import data
 from tinkering.cli import ranges
-from tinkering.cli.flag import ByFitness, ByWidth, choices, documented, flag, group, metavar
+from tinkering.cli.flag import ByFitness, ByWidth, choices, documented, flag, metavar, section
 from tinkering.engines.memory import default_budget
 
 Integer = Annotated[int | None, metavar("INT")]
@@ -31,17 +31,19 @@ Statistics = Literal["fixed", "renewed"]
 class EvolutionStrategy:
     """How an estimate of the gradient becomes a step."""
 
-    group: Integer = flag(None, activations=8, weights=8)
-    """Members that see the same images, and are compared with each other. With --strategy weights
-    it may be all of them."""
-    learning_rate: Float = flag(None, activations=ByWidth(0.004), weights=ByWidth(0.004))
+    learning_rate: Float = flag(
+        None, feedback=ByWidth(0.002), activations=ByWidth(0.004), weights=ByWidth(0.004)
+    )
     """Adam's step, about the change of a parameter in a generation."""
-    decay: Float = flag(None, activations=200.0, weights=100.0)
+    decay: Float = flag(None, feedback=1000.0, activations=200.0, weights=100.0)
     """Generations until the step begins to shrink, as 1 / sqrt(1 + generation / decay)."""
-    averaging: Float = flag(None, activations=0.98, weights=0.98)
+    averaging: Float = flag(None, feedback=0.99, activations=0.98, weights=0.98)
     """Weight of the past in the running average of the centre, 0 to below 1."""
     shaping: Annotated[Shaping | None, choices(Shaping)] = flag(
-        None, activations=ByFitness("raw", accuracy="relative"), weights="z-score"
+        None,
+        feedback=ByFitness("raw", accuracy="relative"),
+        activations=ByFitness("raw", accuracy="relative"),
+        weights="z-score",
     )
     """How the differences of fitness are scaled. For activations: raw, or relative to the fitness
     of the members of the same image. For weights: z-score, raw, rank or sign."""
@@ -52,11 +54,25 @@ class EvolutionStrategy:
 class Activations:
     """How often the logits of a member are rated."""
 
-    blur: Float = flag(None, activations=ByFitness(0.0, accuracy=2.0))
+    blur: Float = flag(
+        None, feedback=ByFitness(0.0, accuracy=2.0), activations=ByFitness(0.0, accuracy=2.0)
+    )
     """Standard deviation of noise on a member's logits when it is rated, which makes a slope of the
     step from wrong to right."""
-    readings: Integer = flag(None, activations=ByFitness(1, accuracy=1024))
+    readings: Integer = flag(
+        None, feedback=ByFitness(64, accuracy=1024), activations=ByFitness(1, accuracy=1024)
+    )
     """Times that a member's logits are rated, each with other noise."""
+
+
+@documented
+@dataclass(frozen=True)
+class Feedback:
+    """How finely noise on layers is drawn."""
+
+    cells: Integer = flag(None, check=ranges.at_least_one, feedback=2048)
+    """Signs of noise that a layer has at most: pixels of a channel share them where it has more
+    numbers."""
 
 
 @documented
@@ -64,10 +80,10 @@ class Activations:
 class Networks:
     """Every member is a network of its own."""
 
-    images: Integer = flag(None, check=ranges.at_least_one, weights=1, genetic=64)
+    images: Integer = flag(None, check=ranges.at_least_one, feedback=64, weights=1, genetic=64)
     """Images that a member sees in a generation."""
     statistics: Annotated[Statistics | None, choices(Statistics)] = flag(
-        None, weights="fixed", genetic="fixed"
+        None, feedback="renewed", weights="fixed", genetic="fixed"
     )
     """BatchNorm's mean and variance: from the start, or from each generation."""
 
@@ -151,17 +167,20 @@ class Flags:
     """Channels of the first of the four stages; the others have 2, 4 and 8 times as many."""
     blocks: tuple[int, int, int, int] = flag((1, 1, 1, 1), check=ranges.counts_of_stages)
     """Residual blocks in each stage."""
-    strategy: Literal["activations", "weights", "genetic"] = flag("activations")
+    strategy: Literal["feedback", "activations", "weights", "genetic"] = flag("feedback")
     """What evolves: a network whose activations are perturbed, which learns fastest; one whose
     weights are; or the weights of the fittest networks, which are copied and mutated."""
-    population: Integer = flag(None, activations=512, weights=1024, genetic=256)
+    population: Integer = flag(None, feedback=64, activations=512, weights=1024, genetic=256)
     """Members a generation; for activations, at each layer."""
-    sigma: Float = flag(None, activations=0.1, weights=0.005, genetic=0.01)
+    group: Integer = flag(None, activations=8, weights=8)
+    """Members that see the same images, and are compared with each other. With --strategy weights
+    it may be all of them."""
+    sigma: Float = flag(None, feedback=0.1, activations=0.1, weights=0.005, genetic=0.01)
     """Size of a perturbation of a weight; for activations, in units of their root mean square."""
     fitness: Literal["cross-entropy", "accuracy"] = flag("cross-entropy")
     """What members are rated for: minus cross-entropy, or being right."""
     shift: Annotated[int | None, metavar("PIXELS")] = flag(
-        None, activations=2, weights=0, genetic=0
+        None, feedback=2, activations=2, weights=0, genetic=0
     )
     """Training images are moved by up to so many pixels, another way each time."""
     seconds: Seconds = flag(None, role="limit")
@@ -185,10 +204,11 @@ class Flags:
     )
     """Bytes that an evaluation may take; half of what is free at the start by default. Workers on
     this machine share it."""
-    evolution_strategy: EvolutionStrategy = group(EvolutionStrategy)
-    activations: Activations = group(Activations)
-    networks: Networks = group(Networks)
-    weights: Weights = group(Weights)
-    genetic: Genetic = group(Genetic)
-    worker: Workers = group(Workers)
-    output: Output = group(Output)
+    evolution_strategy: EvolutionStrategy = section(EvolutionStrategy)
+    activations: Activations = section(Activations)
+    feedback: Feedback = section(Feedback)
+    networks: Networks = section(Networks)
+    weights: Weights = section(Weights)
+    genetic: Genetic = section(Genetic)
+    worker: Workers = section(Workers)
+    output: Output = section(Output)

@@ -17,6 +17,7 @@ from tinkering.evaluation.fitness import accuracy, negative_cross_entropy
 from tinkering.noise import LowRank
 from tinkering.strategies.activations import Activations
 from tinkering.strategies.evolution_strategy import EvolutionStrategy
+from tinkering.strategies.feedback import Feedback
 from tinkering.strategies.genetic_algorithm import GeneticAlgorithm
 from tinkering.strategies.perturbation import Perturbation
 from tinkering.strategies.schedules import Schedule, inverse_sqrt, require_positive
@@ -27,6 +28,7 @@ FITNESS: Mapping[str, Fitness] = {
     "cross-entropy": negative_cross_entropy,
     "accuracy": accuracy,
 }
+_ADAM = partial(torch.optim.Adam, betas=(0.9, 0.99))
 Settings = Mapping[str, Any]
 """The flags of `tinkering evolve` by name, with no default left open."""
 
@@ -101,22 +103,47 @@ def _weights_task(settings: Settings, model: nn.Module, dataset: Dataset) -> Cla
     return _task(settings, model, dataset, group, settings["images"])
 
 
-def _activations(settings: Settings) -> EvolutionStrategy:
-    _groups(settings)
+def _require_shaping(settings: Settings) -> None:
     if settings["shaping"] == "relative" and settings["fitness"] != "accuracy":
         needed = "raw, or --fitness accuracy (relative is for a fitness of at least 0)"
         raise ArgumentError("shaping", needed, "relative")
+
+
+def _activations(settings: Settings) -> EvolutionStrategy:
+    _groups(settings)
+    _require_shaping(settings)
     perturb = Activations(
         sigma=settings["sigma"],
         samples=settings["group"],
         blur=settings["blur"],
         readings=settings["readings"],
     )
-    return _evolution(perturb, settings, optimiser=partial(torch.optim.Adam, betas=(0.9, 0.99)))
+    return _evolution(perturb, settings, optimiser=_ADAM)
 
 
 def _activations_task(settings: Settings, model: nn.Module, dataset: Dataset) -> Classification:
     return _task(settings, model, dataset, None, _groups(settings))
+
+
+def _feedback(settings: Settings) -> EvolutionStrategy:
+    population, images = settings["population"], settings["images"]
+    if population < 1 or max(population, images) % min(population, images):
+        needed = f"a multiple of the {images} images, or a part of them that divides them"
+        raise ArgumentError("population", needed, population)
+    _require_shaping(settings)
+    perturb = Feedback(
+        sigma=settings["sigma"],
+        samples=max(1, population // images),
+        every=max(1, images // population),
+        cells=settings["cells"],
+        readings=settings["readings"],
+        blur=settings["blur"],
+    )
+    return _evolution(perturb, settings, optimiser=_ADAM)
+
+
+def _feedback_task(settings: Settings, model: nn.Module, dataset: Dataset) -> Classification:
+    return _task(settings, model, dataset, None, settings["images"])
 
 
 def _genetic(settings: Settings) -> GeneticAlgorithm:
@@ -144,7 +171,12 @@ def _said_of_all(settings: Settings) -> str:
     return f"{settings['population']:,} members, all on the same {settings['images']:,} images"
 
 
+def _said_of_feedback(settings: Settings) -> str:
+    return f"{settings['images']:,} images, {settings['population']:,} members at each layer"
+
+
 RECIPES: Mapping[str, Recipe] = {
+    "feedback": Recipe(_feedback, _feedback_task, _said_of_feedback),
     "activations": Recipe(_activations, _activations_task, _said(" at each layer")),
     "weights": Recipe(_weights, _weights_task, _said("")),
     "genetic": Recipe(_genetic, _genetic_task, _said_of_all),

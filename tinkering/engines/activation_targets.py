@@ -27,13 +27,16 @@ class EvolvingStep:
     """The norm's bias."""
     scale: Tensor
     """``[out]``: what the norm multiplies the layer's result by."""
+    value: Tensor | None
+    """Of the weight; None where a norm stands alone."""
 
-    def changes(self, given: Tensor, change: Tensor) -> dict[str, Tensor]:
+    def changes(self, given: Tensor, change: Tensor, renewed: bool) -> dict[str, Tensor]:
         """Return how fitness changes with each parameter.
 
         Args:
             given: the layer's input, ``[images, ...]``.
             change: how fitness changes with the step's result, before its rectifier.
+            renewed: whether the norm's statistics are those of these images or nearly so.
         """
         channel = change.dim() - 1 if self.step.layer.target is LINEAR else 1
         others = [axis for axis in range(change.dim()) if axis != channel]
@@ -47,8 +50,39 @@ class EvolvingStep:
         if self.bias is not None:
             found[self.bias] = change.sum(others)
         if self.weight is not None:
-            found[self.weight] = _weight_change(self.step, given.float(), change)
+            given = given.float()
+            if renewed and self.step.norm is not None and self.value is not None:
+                change = _without_statistics(self.step, given, self.value, change)
+            found[self.weight] = _weight_change(self.step, given, change)
         return found
+
+
+def _without_statistics(step: Fused, given: Tensor, weight: Tensor, change: Tensor) -> Tensor:
+    """Return a change without what would move the mean or the variance of the layer's result.
+
+    The norm undoes that part of a step: Ioffe and Szegedy 2015, "Batch Normalization"
+    (arXiv 1502.03167), section 3, the gradient through mean and variance.
+    """
+    made = _layer(step, given, weight)
+    channel = made.dim() - 1 if step.layer.target is LINEAR else 1
+    others = [axis for axis in range(made.dim()) if axis != channel]
+    made = made - made.mean(others, keepdim=True)
+    change = change - change.mean(others, keepdim=True)
+    along = (change * made).mean(others, keepdim=True)
+    spread = made.square().mean(others, keepdim=True)
+    return change - made * torch.where(spread > 0, along / spread, 0.0)
+
+
+def _layer(step: Fused, given: Tensor, weight: Tensor) -> Tensor:
+    """Return what a layer makes of its input, without bias and without the norm behind it."""
+    if step.layer.target is LINEAR:
+        return given @ weight.T
+    walk = step.given
+    stride, padding, dilation = (list(walk[key]) for key in ("stride", "padding", "dilation"))
+    still = [0] * len(stride)
+    return torch.convolution(
+        given, weight, None, stride, padding, dilation, False, still, walk["groups"]
+    )
 
 
 def _weight_change(step: Fused, given: Tensor, change: Tensor) -> Tensor:
@@ -88,16 +122,20 @@ class Target:
     cost: float
     """Of the steps behind it, by the whole forward."""
 
-    def to_parameters(self, given: Mapping[str, Tensor], change: Tensor) -> dict[str, Tensor]:
+    def to_parameters(
+        self, given: Mapping[str, Tensor], change: Tensor, renewed: bool = False
+    ) -> dict[str, Tensor]:
         """Return how fitness changes with each parameter.
 
         Args:
             given: the inputs of the steps, by the name of what they make.
             change: how fitness changes with the step's result, ``[images, ...]``.
+            renewed: whether the norms' statistics are those of these images or nearly so.
         """
         found: dict[str, Tensor] = {}
         for weights in self.sharing:
-            for name, value in weights.changes(given[name_of(weights.step)], change).items():
+            own = weights.changes(given[name_of(weights.step)], change, renewed)
+            for name, value in own.items():
                 found[name] = found[name] + value if name in found else value
         return found
 
@@ -173,12 +211,13 @@ def _evolving(steps: Program, step: Fused, names: set[str], values: Values) -> E
 
     weight = bias = shift = None
     norm: fx.Node | None = step.layer
-    scale = torch.ones(())
+    scale, value = torch.ones(()), None
     if step.layer.target in (*CONVOLUTIONS, LINEAR):
         weight, bias = name(step.given["weight"]), name(step.given["bias"])
-        norm, scale = step.norm, fold(step, values).scale
+        norm, folded = step.norm, fold(step, values)
+        scale, value = folded.scale, folded.weight
     if norm is not None:
         shift = name(arguments(norm)["bias"])
     if weight is None and bias is None and shift is None:
         return None
-    return EvolvingStep(step, weight, bias, shift, scale)
+    return EvolvingStep(step, weight, bias, shift, scale, value)

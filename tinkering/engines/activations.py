@@ -17,16 +17,18 @@ al. 2020, "Learning with Differentiable Perturbed Optimizers" (arXiv 2002.08676)
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain, islice
-from typing import Any, NoReturn
+from typing import NoReturn, TypeVar
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor
 
 from tinkering.engines.activation_plan import REASON, make_activation_plan
 from tinkering.engines.activation_targets import Target, find_targets
+from tinkering.engines.branches import Branches, Passed, pixels_last, size_of_result
 from tinkering.engines.evaluation import Evaluation, merged
 from tinkering.engines.job import Job, widened
 from tinkering.engines.planning import Plan
@@ -35,15 +37,12 @@ from tinkering.engines.thread_pool import map_in_order
 from tinkering.errors import ArgumentError, UnsupportedLayerError
 from tinkering.graph.activation import rectifier_of
 from tinkering.graph.branch import for_each_example, pixels_first
-from tinkering.graph.program import Fused, Program, name_of
-from tinkering.graph.runner import Runner
+from tinkering.graph.program import Program
 from tinkering.graph.signature import Batch
-from tinkering.layers.centre import Values
 from tinkering.layers.unperturbed import UnperturbedLayers
 from tinkering.population import PerturbedActivations
 
-_IMAGES_A_SUM = 16
-"""Few, so that there are parts for several workers; enough for a product of matrices."""
+Tile = TypeVar("Tile")
 
 
 class Activations:
@@ -83,7 +82,8 @@ class Activations:
         state = job.own | dict(population.params) | dict(population.buffers)
         self._values = steps.captured.values(state)
         self._targets = find_targets(steps, population.params, self._values)
-        self._layers = UnperturbedLayers(steps, self._values, job.dtype)
+        layers = UnperturbedLayers(steps, self._values, job.dtype)
+        self._branches = Branches(steps, self._values, self._targets, layers)
 
     def plan(self, batch: Batch, budget: int | None, keeps_outputs: bool, may_keep: bool) -> Plan:
         """Return how a batch would be evaluated; nothing is kept of it."""
@@ -115,38 +115,28 @@ class Activations:
             rater: of a member, which sees a single example.
             plan: how many examples at a time.
         """
-        run = _Run(self._steps, self._values, self._targets, self._population, rater, self._layers)
+        run = _Run(self._branches, self._population, rater)
+        portions = self._portions(partial(_tile, run, batch), batch.examples, plan)
+        evaluated = partial(_evaluation, self._targets, self._population)
+        return merged(list(map_in_order(evaluated, portions, plan.tiles.threads)))
+
+    def _portions(
+        self, one: Callable[[slice], Tile], examples: int, plan: Plan
+    ) -> list[list[Tile]]:
+        """Return what `one` makes of each tile, by the part that it belongs to."""
         tiles = [
             [
                 slice(at, min(at + plan.tiles.images, part.stop))
                 for at in range(part.start, part.stop, plan.tiles.images)
             ]
-            for part in image_parts(batch.examples)
+            for part in self._population.parts(examples)
         ]
-        threads = plan.tiles.threads
-        one = partial(_tile, run, batch)
-        done = iter(list(map_in_order(one, chain.from_iterable(tiles), threads)))
-        portions = [list(islice(done, len(part))) for part in tiles]
-        evaluated = partial(_evaluation, self._targets, self._population)
-        return merged(list(map_in_order(evaluated, portions, threads)))
+        done = iter(list(map_in_order(one, chain.from_iterable(tiles), plan.tiles.threads)))
+        return [list(islice(done, len(part))) for part in tiles]
 
 
 def _tile(run: _Run, batch: Batch, part: slice) -> list[_Portion]:
     return run(part, batch.narrowed(part))
-
-
-def image_parts(images: int) -> list[slice]:
-    """Return the images whose estimates are summed at a time, before those of all are.
-
-    They depend on nothing but the number of images, so a sum has the same bits however many
-    threads and processes take part.
-
-    Example:
-        >>> image_parts(20)
-        [slice(0, 16, None), slice(16, 20, None)]
-    """
-    starts = range(0, images, _IMAGES_A_SUM)
-    return [slice(at, min(at + _IMAGES_A_SUM, images)) for at in starts]
 
 
 def _evaluation(
@@ -183,54 +173,15 @@ class _Portion:
     """The inputs of the layer and of what shares its result, by the name of what they make."""
 
 
-@dataclass(frozen=True)
-class _Passed:
-    """What the centre has on its way past a layer."""
-
-    target: Target
-    result: Tensor
-    """Of the layer, ``[images, ...]``."""
-    given: dict[str, Tensor]
-    """As in `_Portion`."""
-    needed: dict[fx.Node, Any]
-    """What later steps read."""
-
-
 class _Run:
     """Evaluates some images' members at every layer."""
 
-    def __init__(
-        self,
-        steps: Program,
-        values: Values,
-        targets: list[Target],
-        population: PerturbedActivations,
-        rater: Rater,
-        layers: UnperturbedLayers,
-    ) -> None:
-        self._steps, self._targets = steps, targets
-        self._population, self._rater = population, rater
-        self._centre = Runner(steps, values, layers.keeping)
-        self._members = Runner(steps, values, layers.calls)
+    def __init__(self, branches: Branches, population: PerturbedActivations, rater: Rater) -> None:
+        self._branches, self._population, self._rater = branches, population, rater
 
     def __call__(self, part: slice, batch: Batch) -> list[_Portion]:
-        runner, places = self._centre, self._centre.places
-        known = runner.begin(batch.of_member(0))
-        sources = {one.step.last: one.step.source for t in self._targets for one in t.sharing}
-        targets = {target.step: target for target in self._targets}
-        given: dict[str, Tensor] = {}
-        passed = []
-
-        for step in runner.go_on(known, -1):
-            if isinstance(step, Fused) and step.last in sources:
-                given[name_of(step)] = known[places[step.source.name]]
-            if isinstance(step, Fused) and step in targets:
-                target = targets[step]
-                inputs = {name_of(one.step): given[name_of(one.step)] for one in target.sharing}
-                needed = target.branch.values(runner, known)
-                passed.append(_Passed(target, known[places[name_of(step)]], inputs, needed))
-        first = self._population.first + part.start
-        blur = self._blur(runner.results(known)[0], first)
+        passed, results = self._branches.centre(batch.of_member(0))
+        blur = self._blur(results[0], self._population.first + part.start)
         return [self._at(centre, part, blur) for centre in passed]
 
     def _blur(self, logits: Tensor, first: int) -> Tensor:
@@ -242,13 +193,13 @@ class _Run:
         noise = population.blur * population.stream.normals("logits:readings", rows, count)
         return noise.view(len(logits), population.readings, *shape)
 
-    def _at(self, centre: _Passed, part: slice, blur: Tensor) -> _Portion:
+    def _at(self, centre: Passed, part: slice, blur: Tensor) -> _Portion:
         """Perturb one layer's result, and let every member go on from there."""
         members, stream = self._population.samples, self._population.stream
         target, result = centre.target, centre.result
         rectified = target.step.activation is not None
         flat = pixels_first(result).flatten(1)
-        amount = self._population.sigma * _size(flat.float(), rectified)
+        amount = self._population.sigma * size_of_result(flat.float(), rectified)
         mask = (flat > 0) if rectified else torch.ones_like(flat, dtype=torch.bool)
         first, count = self._population.first + part.start, part.stop - part.start
         rows = range(first * members, (first + count) * members)
@@ -256,12 +207,16 @@ class _Run:
         signs = signs.view(count, members, -1)
         sized = (mask * amount).to(flat.dtype)
         moved = torch.addcmul(flat.unsqueeze(1), sized.unsqueeze(1), signs)
-        results = self._rest(centre, _pixels_last(moved.flatten(0, 1), result))
+        results = self._branches.members(
+            centre,
+            pixels_last(moved.flatten(0, 1), result),
+            partial(for_each_example, times=members),
+        )
         worth = self._rated(results, part, blur).view(count, members)
         weights = self._population.utilities(worth).to(signs.dtype)
         change = torch.bmm(weights.unsqueeze(1), signs).squeeze(1).float()
         change = torch.where(mask, change / (members * amount), 0.0)
-        return _Portion(worth, _pixels_last(change, result), centre.given)
+        return _Portion(worth, pixels_last(change, result), centre.given)
 
     def _rated(self, results: list[Tensor], part: slice, blur: Tensor) -> Tensor:
         """Return what members' results are worth, which may be read several times each."""
@@ -276,29 +231,3 @@ class _Run:
             self._rater, targets=self._rater.targets.of_examples(part, members, readings)
         )
         return rated(rater, [(slice(0, len(read[0])), read)])
-
-    def _rest(self, centre: _Passed, moved: Tensor) -> list[Tensor]:
-        """Return what the module makes of members whose layer's result is `moved`."""
-        target, runner = centre.target, self._members
-        repeated = partial(for_each_example, times=self._population.samples)
-        known = target.branch.entered(runner, centre.needed, repeated, len(moved))
-        known[runner.places[name_of(target.step)]] = moved
-        return runner.finish(known, target.branch.position)
-
-
-def _size(flat: Tensor, rectified: bool) -> Tensor:
-    """Return how large each image's result is, ``[images, 1]``: noise is a part of it.
-
-    The root mean square. What all numbers of a result have in common does not count where no
-    rectifier follows, as it says nothing in logits: it may drift far from zero, and noise of that
-    size would drown what they differ in. A result of zeros has size 1.
-    """
-    spread = flat if rectified or flat.shape[1] == 1 else flat - flat.mean(1, keepdim=True)
-    size = spread.square().mean(1, keepdim=True).sqrt()
-    return torch.where(size > 0, size, 1.0)
-
-
-def _pixels_last(flat: Tensor, like: Tensor) -> Tensor:
-    """Return numbers in the order of `pixels_first` in the shape of a value."""
-    value = flat.reshape(-1, *pixels_first(like).shape[1:])
-    return value if pixels_first(like) is like else value.permute(0, 3, 1, 2)

@@ -23,6 +23,9 @@ class Evaluation:
     evaluations: int = 0
     """Times that a member, or the centre beside perturbed activations, saw an example: forward
     passes of which each counts in full, also where it went through the last layers alone."""
+    effects: Mapping[str, Tensor] | None = field(default=None, repr=False)
+    """By layer, the mean of what members' noise on it did to the outputs: see
+    `FedBackActivations.learned`. None where nothing is learned of it."""
 
 
 def merged(parts: Sequence[Evaluation]) -> Evaluation:
@@ -42,13 +45,22 @@ def merged(parts: Sequence[Evaluation]) -> Evaluation:
         (tensor([0., 0., 0., 1.]), {'weight': tensor([2.])}, 13.0)
     """
     fitness = torch.cat([part.fitness for part in parts])
-    gradient: dict[str, Tensor] | None = None
-    if parts[0].gradient is not None:
-        gradient = {name: torch.zeros_like(value) for name, value in parts[0].gradient.items()}
-        for part in parts:
-            share = len(part.fitness) / len(fitness)
-            for name, value in (part.gradient or {}).items():
-                gradient[name] += share * value
+    shares = [len(part.fitness) / len(fitness) for part in parts]
+    gradient = _mean([part.gradient for part in parts], shares)
+    effects = _mean([part.effects for part in parts], shares)
     forwards = sum(part.forwards for part in parts)
     evaluations = sum(part.evaluations for part in parts)
-    return Evaluation(fitness, gradient, forwards, evaluations)
+    return Evaluation(fitness, gradient, forwards, evaluations, effects)
+
+
+def _mean(
+    parts: Sequence[Mapping[str, Tensor] | None], shares: Sequence[float]
+) -> dict[str, Tensor] | None:
+    """Return the mean of what parts have by name, or None where they have none."""
+    if parts[0] is None:
+        return None
+    total = {name: torch.zeros_like(value) for name, value in parts[0].items()}
+    for part, share in zip(parts, shares, strict=True):
+        for name, value in (part or {}).items():
+            total[name] += share * value
+    return total

@@ -15,13 +15,19 @@ from tinkering.engines import batched, factored, sequential, vmapped
 from tinkering.engines.activations import Activations
 from tinkering.engines.cost import Load, load_of
 from tinkering.engines.evaluation import Evaluation
+from tinkering.engines.feedback import Feedback
 from tinkering.engines.job import Job
 from tinkering.engines.planning import Chosen, Plan, Run, make_plan
 from tinkering.engines.rating import Rater, rated
 from tinkering.errors import ArgumentError, UnsupportedLayerError
 from tinkering.graph.signature import Batch
 from tinkering.noise import Dense
-from tinkering.population import PerturbedActivations, PerturbedPopulation, Population
+from tinkering.population import (
+    FedBackActivations,
+    PerturbedActivations,
+    PerturbedPopulation,
+    Population,
+)
 
 ENGINES: dict[str, Callable[[Job], Run]] = {
     "batched": batched.prepare,
@@ -94,6 +100,8 @@ class Members:
 
 def names_for(population: Population) -> tuple[str, ...]:
     """Return the names of the engines that evaluate a kind of population."""
+    if isinstance(population, FedBackActivations):
+        return (Feedback.name,)
     return ("activations",) if isinstance(population, PerturbedActivations) else tuple(ENGINES)
 
 
@@ -110,6 +118,8 @@ def prepared(job: Job, name: str, reason: str = "asked for") -> Engine:
         ArgumentError: (a ``ValueError``) members are to be random, and nobody said how.
     """
     population = job.population
+    if isinstance(population, FedBackActivations):
+        return Feedback(job, population)
     if isinstance(population, PerturbedActivations):
         return Activations(job, population)
     if job.random and job.randomness == "error":

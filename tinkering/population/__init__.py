@@ -2,9 +2,11 @@
 
 `StackedPopulation` holds explicit members; a `PerturbedPopulation` is a centre and noise; in a
 `SeedChainPopulation` every member is a base and the addresses of its mutations; members of
-`PerturbedActivations` are the centre, but for noise on a layer's activation for an example.
+`PerturbedActivations` and `FedBackActivations` are the centre, but for noise on a layer's
+activation for an example.
 """
 
+from tinkering.population.fed_back import FedBackActivations as FedBackActivations
 from tinkering.population.member import CountedPopulation as CountedPopulation
 from tinkering.population.member import Members as Members
 from tinkering.population.member import ParamsAndBuffers as ParamsAndBuffers

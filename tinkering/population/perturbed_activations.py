@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import NoReturn
+from typing import ClassVar, NoReturn
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -69,11 +69,17 @@ class PerturbedActivations:
     first: int = 0
     buffers: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
 
+    images_a_part: ClassVar[int] = 16
+    """Whose estimates are summed at a time. Few, so that there are parts for several workers;
+    enough for a product of matrices."""
+    fewest_samples: ClassVar[int] = 2
+
     def __post_init__(self) -> None:
         if not self.params:
             raise ArgumentError("params", "at least one parameter that evolves", "none")
-        if self.samples < 2:
-            raise ArgumentError("samples", "an integer of at least 2", self.samples)
+        if self.samples < self.fewest_samples:
+            needed = f"an integer of at least {self.fewest_samples}"
+            raise ArgumentError("samples", needed, self.samples)
         if not 0 < self.sigma < float("inf"):
             raise ArgumentError("sigma", "a finite number above 0", self.sigma)
         if not 0 <= self.blur < float("inf"):
@@ -105,6 +111,15 @@ class PerturbedActivations:
     def likeness(self) -> Hashable:
         """Equal for populations that are evaluated in the same way, whatever their numbers."""
         return type(self), self.samples, self.readings, self.blur > 0, tuple(self.params)
+
+    def parts(self, examples: int) -> list[slice]:
+        """Return the examples whose estimates are summed at a time, before those of all are.
+
+        They depend on nothing but the number of examples, so a sum has the same bits however many
+        threads and processes take part.
+        """
+        starts = range(0, examples, self.images_a_part)
+        return [slice(at, min(at + self.images_a_part, examples)) for at in starts]
 
     def with_buffers(self, buffers: Mapping[str, Tensor]) -> PerturbedActivations:
         """Return the same members with other buffers, such as fresh BatchNorm statistics."""

@@ -92,10 +92,7 @@ class Activations:
             ArgumentError: (a ``ValueError``) the schedule of sigma returned a number that is
                 not above 0, or a parameter has a factor of its own.
         """
-        for name, factor in generation.factors.items():
-            if factor != 1:
-                needed = "a sigma of 0 or 1 where activations are perturbed"
-                raise ArgumentError("groups", needed, f"{factor} for {name!r}")
+        require_same_sigma(generation)
         stream = generation.stream
         return PerturbedActivations(
             generation.centre,
@@ -115,11 +112,37 @@ class Activations:
         Raises:
             ArgumentError: (a ``ValueError``) there is none for these parameters.
         """
-        if finite_fitness(evaluation) is None:
-            return None
-        gradient = evaluation.gradient
-        if gradient is None or gradient.keys() != generation.centre.keys():
-            needed = "an Evaluation with a gradient estimate for each parameter that evolves"
-            came = "none" if gradient is None else f"one for {', '.join(gradient) or 'none'}"
-            raise ArgumentError("evaluation", needed, came, "evaluate returns one.")
-        return gradient
+        return estimate_of(generation, evaluation)
+
+    def learn(self, generation: Generation, evaluation: Evaluation) -> Mapping[str, Tensor]:
+        """Return nothing: each generation stands for itself."""
+        del evaluation
+        return generation.learned
+
+
+def require_same_sigma(generation: Generation) -> None:
+    """Refuse factors on sigma, which activations do not have.
+
+    Raises:
+        ArgumentError: (a ``ValueError``) a parameter has a factor of its own.
+    """
+    for name, factor in generation.factors.items():
+        if factor != 1:
+            needed = "a sigma of 0 or 1 where activations are perturbed"
+            raise ArgumentError("groups", needed, f"{factor} for {name!r}")
+
+
+def estimate_of(generation: Generation, evaluation: Evaluation) -> Mapping[str, Tensor] | None:
+    """Return the gradient estimate that an evaluation made; None where no fitness is finite.
+
+    Raises:
+        ArgumentError: (a ``ValueError``) there is none for these parameters.
+    """
+    if finite_fitness(evaluation) is None:
+        return None
+    gradient = evaluation.gradient
+    if gradient is None or gradient.keys() != generation.centre.keys():
+        needed = "an Evaluation with a gradient estimate for each parameter that evolves"
+        came = "none" if gradient is None else f"one for {', '.join(gradient) or 'none'}"
+        raise ArgumentError("evaluation", needed, came, "evaluate returns one.")
+    return gradient

@@ -42,6 +42,8 @@ class EvolutionState:
     """``state_dict`` of the optimiser."""
     fixed: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
     """The parameters that do not evolve, as `init` was given them."""
+    learned: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
+    """What the perturbation learned from the generations told so far."""
     told: Told = "nothing yet"
     """What the latest generation came to."""
     lost: int = 0
@@ -178,8 +180,16 @@ class EvolutionStrategy:
                 return _lost(state, "update not finite")
             params, optimiser = after
             average = {name: p.lerp(state.average[name], past) for name, p in params.items()}
+            learned = self.perturb.learn(generation, as_evaluation(evaluation))
         return EvolutionState(
-            state.generation + 1, params, average, optimiser, state.fixed, "moved", state.lost
+            state.generation + 1,
+            params,
+            average,
+            optimiser,
+            state.fixed,
+            learned,
+            "moved",
+            state.lost,
         )
 
     def centre(self, state: EvolutionState) -> Mapping[str, Tensor]:
@@ -203,7 +213,7 @@ class EvolutionStrategy:
         """Return what the state's generation is made of."""
         factors = {name: group.sigma for name, group in self._groups_of(state).items()}
         stream = Stream(self.seed, state.generation)
-        return Generation(state.params, factors, stream, self._shaping)
+        return Generation(state.params, factors, stream, self._shaping, state.learned)
 
     def _groups_of(self, state: EvolutionState) -> dict[str, Group]:
         """Return the group of each parameter that evolves."""

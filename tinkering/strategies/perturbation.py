@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
 from torch import Tensor
@@ -26,6 +26,8 @@ class Generation:
     """Of its noise."""
     shaping: str
     """One of those for what is compared: see `tinkering.strategies.shaping`."""
+    learned: Mapping[str, Tensor] = field(default_factory=dict)
+    """What the perturbation learned from earlier generations."""
 
 
 @runtime_checkable
@@ -59,6 +61,13 @@ class Perturbation(Protocol):
         self, generation: Generation, evaluation: Evaluation
     ) -> Mapping[str, Tensor] | None:
         """Return the gradient estimate for each parameter; None where no fitness is finite.
+
+        Raises:
+            ArgumentError: (a ``ValueError``) it is no evaluation of this generation's population.
+        """
+
+    def learn(self, generation: Generation, evaluation: Evaluation) -> Mapping[str, Tensor]:
+        """Return what is known after a generation, for `Generation.learned` of the next.
 
         Raises:
             ArgumentError: (a ``ValueError``) it is no evaluation of this generation's population.

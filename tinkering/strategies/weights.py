@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import ClassVar
@@ -130,6 +131,11 @@ class Weights:
             if generation.shaping == "raw":  # the gradient itself: fitness per unit of parameter
                 return {name: noise / population.sigma_of(name) for name, noise in total.items()}
             return {name: noise / generation.factors[name] for name, noise in total.items()}
+
+    def learn(self, generation: Generation, evaluation: Evaluation) -> Mapping[str, Tensor]:
+        """Return nothing: each generation stands for itself."""
+        del evaluation
+        return generation.learned
 
     def _utilities(self, generation: Generation, evaluation: Evaluation) -> Tensor | None:
         """Return one scalar per member, or None where none of the fitness is finite."""

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from tinkering.data import BatchOrder, Dataset, Split
-from tinkering.engines.activations import image_parts
 from tinkering.engines.evaluation import Evaluation
 from tinkering.engines.planning import Plan
 from tinkering.engines.rating import Fitness
@@ -24,7 +23,12 @@ from tinkering.evaluation.batchnorm import reference_statistics
 from tinkering.evaluation.entry import evaluate, plan_evaluation
 from tinkering.evaluation.fitness import negative_cross_entropy
 from tinkering.graph.signature import InDims
-from tinkering.population import CountedPopulation, PerturbedActivations, Population
+from tinkering.population import (
+    CountedPopulation,
+    FedBackActivations,
+    PerturbedActivations,
+    Population,
+)
 from tinkering.tasks.batches import Batches
 
 _REFERENCE_IMAGES = 128
@@ -134,7 +138,7 @@ class Classification:
         summed at a time, however many were asked for.
         """
         if not isinstance(population, CountedPopulation):
-            return image_parts(self._batches.batch)
+            return cast(PerturbedActivations, population).parts(self._batches.batch)
         tiles = self._plan_of(population).tiles
         unit = math.lcm(tiles.members * tiles.threads, self._batches.group or 1)
         each = max(1, -(-len(population) // (unit * count))) * unit
@@ -195,14 +199,19 @@ class Classification:
         """Return the population with what BatchNorm layers compute with in this generation."""
         if self._fixed is not None:
             return population.with_buffers(self._fixed)
-        if population.centre is None:
+        centre = population.centre
+        if centre is None:
             needed = '"fixed" for members that share no centre'
             raise ArgumentError("statistics", needed, '"renewed"')
+        if isinstance(population, FedBackActivations):
+            images, _ = self._batches.of_all(generation)
+            buffers = reference_statistics(self._model, centre, images)
+            return replace(population, buffers=buffers, renewed=True)
         train = self._dataset.train
         # Their number does not depend on the population's: a few images tell little.
         reference = BatchOrder(len(train), _REFERENCE_IMAGES, self._seed).order(generation)
         images = train.images(reference)
-        return population.with_buffers(reference_statistics(self._model, population.centre, images))
+        return population.with_buffers(reference_statistics(self._model, centre, images))
 
     def measure(self, params: Mapping[str, Tensor]) -> dict[str, float]:
         """Return ``test_accuracy`` (0 to 1) and ``test_loss`` (cross-entropy, nats)."""

@@ -1,0 +1,103 @@
+"""The centre's pass by the layers that are perturbed, and how members go on from there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from tinkering.engines.activation_targets import Target
+from tinkering.graph.branch import pixels_first
+from tinkering.graph.program import Fused, Program, name_of
+from tinkering.graph.runner import Runner
+from tinkering.layers.centre import Values
+from tinkering.layers.unperturbed import UnperturbedLayers
+
+
+@dataclass(frozen=True)
+class Passed:
+    """What the centre has on its way past a layer."""
+
+    target: Target
+    result: Tensor
+    """Of the layer, ``[images, ...]``."""
+    given: dict[str, Tensor]
+    """The inputs of the layer and of what shares its result, by the name of what they make."""
+    needed: dict[fx.Node, Any]
+    """What later steps read."""
+
+
+class Branches:
+    """Runs the centre on some images, and members from a layer on.
+
+    Args:
+        steps: of the module.
+        values: the centre's.
+        targets: the layers that are perturbed.
+        layers: of the centre.
+    """
+
+    def __init__(
+        self, steps: Program, values: Values, targets: list[Target], layers: UnperturbedLayers
+    ) -> None:
+        self._targets = targets
+        self._centre = Runner(steps, values, layers.keeping)
+        self._members = Runner(steps, values, layers.calls)
+
+    def centre(self, inputs: list[Tensor]) -> tuple[list[Passed], list[Tensor]]:
+        """Return what the centre has at each target, and the tensors that it returns."""
+        runner, places = self._centre, self._centre.places
+        known = runner.begin(inputs)
+        sources = {one.step.last: one.step.source for t in self._targets for one in t.sharing}
+        targets = {target.step: target for target in self._targets}
+        given: dict[str, Tensor] = {}
+        passed = []
+        for step in runner.go_on(known, -1):
+            if isinstance(step, Fused) and step.last in sources:
+                given[name_of(step)] = known[places[step.source.name]]
+            if isinstance(step, Fused) and step in targets:
+                target = targets[step]
+                inputs_of = {name_of(one.step): given[name_of(one.step)] for one in target.sharing}
+                needed = target.branch.values(runner, known)
+                passed.append(Passed(target, known[places[name_of(step)]], inputs_of, needed))
+        return passed, runner.results(known)
+
+    def members(
+        self, centre: Passed, moved: Tensor, spread: Callable[[Tensor], Tensor]
+    ) -> list[Tensor]:
+        """Return what the module makes of members whose layer's result is `moved`.
+
+        Args:
+            centre: where they part from it.
+            moved: ``[members, ...]``.
+            spread: makes a value for all of them of the images' own.
+        """
+        target, runner = centre.target, self._members
+        known = target.branch.entered(runner, centre.needed, spread, len(moved))
+        known[runner.places[name_of(target.step)]] = moved
+        return runner.finish(known, target.branch.position)
+
+
+def size_of_result(flat: Tensor, rectified: bool) -> Tensor:
+    """Return how large each image's result is, ``[images, 1]``: noise is a part of it.
+
+    The root mean square. What all numbers of a result have in common does not count where no
+    rectifier follows, as it says nothing in logits: it may drift far from zero, and noise of that
+    size would drown what they differ in. A result of zeros has size 1.
+
+    Args:
+        flat: ``[images, numbers]``.
+        rectified: whether a rectifier made it.
+    """
+    spread = flat if rectified or flat.shape[1] == 1 else flat - flat.mean(1, keepdim=True)
+    size = spread.square().mean(1, keepdim=True).sqrt()
+    return torch.where(size > 0, size, 1.0)
+
+
+def pixels_last(flat: Tensor, like: Tensor) -> Tensor:
+    """Return numbers in the order of `pixels_first` in the shape of a value."""
+    value = flat.reshape(-1, *pixels_first(like).shape[1:])
+    return value if pixels_first(like) is like else value.permute(0, 3, 1, 2)

@@ -1,0 +1,55 @@
+"""A centre whose layers' activations are perturbed to learn what they do to the outputs."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from torch import Tensor
+
+from tinkering.errors import ArgumentError
+from tinkering.population.perturbed_activations import PerturbedActivations
+
+
+@dataclass(frozen=True)
+class FedBackActivations(PerturbedActivations):
+    """Members that tell what a layer does to the outputs, not what it is worth.
+
+    Members are those of `PerturbedActivations`, but for this: noise is one sign for a cell, a
+    channel's pixels in a small square; only one image in `every` has members at a layer, another
+    one at each layer; and no member is rated. What its noise did to the outputs is correlated
+    with the noise, and is averaged over images and generations: an average Jacobian, ``learned``.
+    What outputs are worth is found by noise on the centre's outputs, `readings` times an image,
+    which costs no forward pass.
+
+    Args:
+        learned: by layer, ``[outputs + 1, cells]``: the mean of response times noise, and in the
+            last row that of the noise squared; empty at the beginning.
+        cells: signs that a layer's noise has at most, as long as pixels can share them.
+        every: one image in so many has members at a layer, at least 1.
+        renewed: whether the statistics of batch norms are the centre's on the examples that are
+            evaluated. Then a step leaves out what they would undo.
+
+    Raises:
+        ArgumentError: (a ``ValueError``) one of these is out of range.
+    """
+
+    learned: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
+    cells: int = 2048
+    every: int = 1
+    renewed: bool = False
+
+    images_a_part: ClassVar[int] = 32
+    fewest_samples: ClassVar[int] = 1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("cells", "every"):
+            if getattr(self, name) < 1:
+                raise ArgumentError(name, "an integer of at least 1", getattr(self, name))
+
+    @property
+    def likeness(self) -> Hashable:
+        """Equal for populations that are evaluated in the same way, whatever their numbers."""
+        return *super().likeness, self.cells, self.every, self.renewed  # type: ignore[misc]

@@ -1,0 +1,140 @@
+"""Activations are perturbed, and what that does to the outputs is learned over generations.
+
+An estimate from a generation's noise alone gets worse with the number of activations. What a
+layer does to the outputs changes slowly, so it can be learned from the noise of many generations,
+and the estimate of how fitness changes is carried back through it. See
+`tinkering.engines.feedback` for the estimate and its source.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from tinkering.engines.evaluation import Evaluation
+from tinkering.errors import ArgumentError
+from tinkering.population import FedBackActivations
+from tinkering.strategies.activations import estimate_of, require_same_sigma
+from tinkering.strategies.perturbation import Generation
+from tinkering.strategies.schedules import LARGEST_FLOAT, Schedule, require_positive, value_at
+from tinkering.strategies.shaping import SHAPINGS, Compared
+
+
+@dataclass(frozen=True)
+class Feedback:
+    """Noise on each layer's activation, whose effect on the outputs is learned.
+
+    Args:
+        sigma: size of a perturbation by that of the layer's activation, or a schedule of it.
+        samples: perturbations, at each layer, of each example that has some.
+        every: one example in so many has some, another one at each layer.
+        cells: signs of noise that a layer has at most: pixels share them where it has more
+            numbers.
+        window: how much is averaged: as many members as `window` times what an estimate of the
+            average Jacobian needs at least, its cells.
+        readings: noisy readings of each example's outputs, for what they are worth; at least 2.
+        blur: standard deviation of the noise on outputs. 0, the default, is `sigma` times the
+            spread of an example's outputs; a fitness that is a step needs more.
+
+    Raises:
+        ArgumentError: (a ``ValueError``) one of these is out of range.
+
+    Example:
+        >>> from tinkering.evaluation.entry import evaluate
+        >>> from tinkering.strategies.evolution_strategy import EvolutionStrategy
+        >>> _ = torch.manual_seed(0)
+        >>> nn = torch.nn
+        >>> model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2)).eval()
+        >>> x = torch.randn(32, 8)
+        >>> y = (x[:, 0] > 0).long()
+        >>> strategy = EvolutionStrategy(Feedback(), learning_rate=0.02)
+        >>> state = strategy.init(dict(model.named_parameters()))
+        >>> for _ in range(100):
+        ...     evaluation = evaluate(model, strategy.ask(state), x, y)
+        ...     state = strategy.tell(state, evaluation)
+        >>> logits = torch.func.functional_call(model, dict(strategy.centre(state)), (x,))
+        >>> bool((logits.argmax(1) == y).float().mean() > 0.9)
+        True
+    """
+
+    sigma: float | Schedule = 0.1
+    samples: int = 1
+    every: int = 1
+    cells: int = 2048
+    window: float = 4.0
+    readings: int = 64
+    blur: float = 0.0
+
+    usual_shaping: ClassVar[str] = "raw"
+    usual_learning_rate: ClassVar[float] = 0.002
+
+    def __post_init__(self) -> None:
+        if not callable(self.sigma):
+            require_positive("sigma", self.sigma, LARGEST_FLOAT)
+        for name, least in (("samples", 1), ("every", 1), ("cells", 1), ("readings", 2)):
+            if getattr(self, name) < least:
+                needed = f"an integer of at least {least}"
+                raise ArgumentError(name, needed, getattr(self, name))
+        require_positive("window", self.window)
+        if self.blur:
+            require_positive("blur", self.blur, LARGEST_FLOAT)
+
+    @property
+    def compared(self) -> Compared:
+        """With whom members are compared."""
+        return "examples"
+
+    def around(self, generation: Generation) -> FedBackActivations:
+        """Return the population of a generation.
+
+        Raises:
+            ArgumentError: (a ``ValueError``) the schedule of sigma returned a number that is
+                not above 0, or a parameter has a factor of its own.
+        """
+        require_same_sigma(generation)
+        stream = generation.stream
+        return FedBackActivations(
+            generation.centre,
+            self.samples,
+            value_at("sigma", self.sigma, stream.generation, most=LARGEST_FLOAT),
+            stream,
+            SHAPINGS[self.compared][generation.shaping],
+            self.blur,
+            self.readings,
+            learned=generation.learned,
+            cells=self.cells,
+            every=self.every,
+        )
+
+    def gradient(
+        self, generation: Generation, evaluation: Evaluation
+    ) -> Mapping[str, Tensor] | None:
+        """Return the gradient estimate that the evaluation made.
+
+        Raises:
+            ArgumentError: (a ``ValueError``) there is none for these parameters.
+        """
+        return estimate_of(generation, evaluation)
+
+    def learn(self, generation: Generation, evaluation: Evaluation) -> Mapping[str, Tensor]:
+        """Return what is known of the layers after a generation.
+
+        A running mean, of about as many members as `window` times the cells of a layer.
+
+        Raises:
+            ArgumentError: (a ``ValueError``) the evaluation tells nothing of it.
+        """
+        if evaluation.effects is None:
+            needed = "an Evaluation that says what noise did to the outputs"
+            raise ArgumentError("evaluation", needed, "one without", "evaluate returns one.")
+        members = len(evaluation.fitness) * self.samples / self.every
+        learned = {}
+        for name, effect in evaluation.effects.items():
+            before = generation.learned.get(name, torch.zeros_like(effect))
+            share = members / (members + effect.shape[1]) / self.window
+            learned[name] = before.lerp(effect, min(1.0, share))
+        return learned
