@@ -57,3 +57,34 @@ def make_activation_plan(
         advice = "Give it more, or fewer members an example, or fewer examples."
         raise ArgumentError("memory", f"at least {needed:,} bytes", f"{budget:,}", advice)
     return Plan("activations", REASON, Tiles(members, rows, threads), dtype, needed, budget)
+
+
+def make_part_plan(
+    job: Job, population: PerturbedActivations, images: int, budget: int | None
+) -> Plan:
+    """Return the plan of an evaluation in whole parts, each on a thread.
+
+    Args:
+        job: what is to be evaluated.
+        population: says how many examples a part has.
+        images: examples of the batch.
+        budget: bytes; None for half of what is free.
+
+    Raises:
+        ArgumentError: (a ``ValueError``) not even one part at a time fits.
+    """
+    dtype, one = job.dtype, job.network.footprint
+    budget = memory.default_budget() if budget is None else budget
+    weights = sum(value.numel() for value in job.own.values()) * dtype.itemsize
+    parts = [part.stop - part.start for part in population.parts(images)]
+    readings = 4 * population.readings * one.output
+    each = max(parts, default=0) * (8 * one.values + population.samples * one.peak + readings)
+    threads = max(1, min(torch.get_num_threads(), len(parts)))
+    while weights + threads * (each + 3 * weights) > budget and threads > 1:
+        threads //= 2
+    needed = weights + threads * (each + 3 * weights)
+    if needed > budget:
+        advice = "Give it more, or fewer members an example."
+        raise ArgumentError("memory", f"at least {needed:,} bytes", f"{budget:,}", advice)
+    tiles = Tiles(population.samples, max(parts, default=0), threads)
+    return Plan("feedback", REASON, tiles, dtype, needed, budget)

@@ -17,18 +17,25 @@ al. 2020, "Learning with Differentiable Perturbed Optimizers" (arXiv 2002.08676)
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain, islice
-from typing import NoReturn, TypeVar
+from typing import NoReturn
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
 from tinkering.engines.activation_plan import REASON, make_activation_plan
-from tinkering.engines.activation_targets import Target, find_targets
-from tinkering.engines.branches import Branches, Passed, pixels_last, size_of_result
+from tinkering.engines.activation_targets import Norm, Target, find_targets, fixed_norms
+from tinkering.engines.branches import (
+    Passed,
+    centre_pass,
+    members_pass,
+    pixels_last,
+    size_of_result,
+)
 from tinkering.engines.evaluation import Evaluation, merged
 from tinkering.engines.job import Job, widened
 from tinkering.engines.planning import Plan
@@ -38,11 +45,28 @@ from tinkering.errors import ArgumentError, UnsupportedLayerError
 from tinkering.graph.activation import rectifier_of
 from tinkering.graph.branch import for_each_example, pixels_first
 from tinkering.graph.program import Program
+from tinkering.graph.runner import Runner
 from tinkering.graph.signature import Batch
 from tinkering.layers.unperturbed import UnperturbedLayers
 from tinkering.population import PerturbedActivations
 
-Tile = TypeVar("Tile")
+_known: WeakKeyDictionary[Program, Program] = WeakKeyDictionary()
+_found: WeakKeyDictionary[Program, dict[tuple[str, ...], list[Target]]] = WeakKeyDictionary()
+
+
+def _steps_of(program: Program) -> Program:
+    """Return a module's steps, in which nothing but rectifiers is fused; found once."""
+    if program not in _known:
+        _known[program] = Program(program.captured, rectifier_of)
+    return _known[program]
+
+
+def _targets_of(steps: Program, evolving: tuple[str, ...]) -> list[Target]:
+    """Return the layers that are perturbed; found once."""
+    held = _found.setdefault(steps, {})
+    if evolving not in held:
+        held[evolving] = find_targets(steps, evolving)
+    return held[evolving]
 
 
 class Activations:
@@ -68,7 +92,7 @@ class Activations:
         if job.random:
             raise UnsupportedLayerError(name, "active dropout")
         # Noise is put in front of other functions: what a result is worth is known there alone.
-        steps = Program(job.network.steps(name).captured, rectifier_of)
+        steps = _steps_of(job.network.steps(name))
         if job.network.coupled:
             operation = "its forward (the examples of a batch are not independent)"
             raise UnsupportedLayerError(name, operation)
@@ -81,9 +105,7 @@ class Activations:
         self.job, self._population, self._steps = job, population, steps
         state = job.own | dict(population.params) | dict(population.buffers)
         self._values = steps.captured.values(state)
-        self._targets = find_targets(steps, population.params, self._values)
-        layers = UnperturbedLayers(steps, self._values, job.dtype)
-        self._branches = Branches(steps, self._values, self._targets, layers)
+        self._targets = _targets_of(steps, tuple(population.params))
 
     def plan(self, batch: Batch, budget: int | None, keeps_outputs: bool, may_keep: bool) -> Plan:
         """Return how a batch would be evaluated; nothing is kept of it."""
@@ -115,24 +137,24 @@ class Activations:
             rater: of a member, which sees a single example.
             plan: how many examples at a time.
         """
-        run = _Run(self._branches, self._population, rater)
-        portions = self._portions(partial(_tile, run, batch), batch.examples, plan)
-        evaluated = partial(_evaluation, self._targets, self._population)
-        return merged(list(map_in_order(evaluated, portions, plan.tiles.threads)))
-
-    def _portions(
-        self, one: Callable[[slice], Tile], examples: int, plan: Plan
-    ) -> list[list[Tile]]:
-        """Return what `one` makes of each tile, by the part that it belongs to."""
+        layers = UnperturbedLayers(self._steps, self._values, self.job.dtype)
+        centre = Runner(self._steps, self._values, layers.keeping)
+        members = Runner(self._steps, self._values, layers.calls)
+        run = _Run(centre, members, self._targets, self._population, rater)
         tiles = [
             [
                 slice(at, min(at + plan.tiles.images, part.stop))
                 for at in range(part.start, part.stop, plan.tiles.images)
             ]
-            for part in self._population.parts(examples)
+            for part in self._population.parts(batch.examples)
         ]
-        done = iter(list(map_in_order(one, chain.from_iterable(tiles), plan.tiles.threads)))
-        return [list(islice(done, len(part))) for part in tiles]
+        threads = plan.tiles.threads
+        one = partial(_tile, run, batch)
+        done = iter(list(map_in_order(one, chain.from_iterable(tiles), threads)))
+        portions = [list(islice(done, len(part))) for part in tiles]
+        norms = fixed_norms(self._steps, self._values)
+        evaluated = partial(_evaluation, self._targets, self._population, norms)
+        return merged(list(map_in_order(evaluated, portions, threads)))
 
 
 def _tile(run: _Run, batch: Batch, part: slice) -> list[_Portion]:
@@ -140,7 +162,10 @@ def _tile(run: _Run, batch: Batch, part: slice) -> list[_Portion]:
 
 
 def _evaluation(
-    targets: list[Target], population: PerturbedActivations, portions: list[list[_Portion]]
+    targets: list[Target],
+    population: PerturbedActivations,
+    norms: Mapping[str, Norm],
+    portions: list[list[_Portion]],
 ) -> Evaluation:
     """Return what some examples' members came to, from portions, each a list over the targets."""
     gradient = {name: torch.zeros_like(value) for name, value in population.params.items()}
@@ -151,7 +176,7 @@ def _evaluation(
             name: torch.cat([portion[at].given[name] for portion in portions])
             for name in portions[0][at].given
         }
-        for name, value in target.to_parameters(given, change).items():
+        for name, value in target.to_parameters(given, change, norms).items():
             gradient[name] += value.to(gradient[name])
     by_layer = [
         torch.cat([portion[at].fitness for portion in portions]) for at in range(len(targets))
@@ -176,11 +201,19 @@ class _Portion:
 class _Run:
     """Evaluates some images' members at every layer."""
 
-    def __init__(self, branches: Branches, population: PerturbedActivations, rater: Rater) -> None:
-        self._branches, self._population, self._rater = branches, population, rater
+    def __init__(
+        self,
+        centre: Runner,
+        members: Runner,
+        targets: list[Target],
+        population: PerturbedActivations,
+        rater: Rater,
+    ) -> None:
+        self._centre, self._members, self._targets = centre, members, targets
+        self._population, self._rater = population, rater
 
     def __call__(self, part: slice, batch: Batch) -> list[_Portion]:
-        passed, results = self._branches.centre(batch.of_member(0))
+        passed, results = centre_pass(self._centre, self._targets, batch.of_member(0))
         blur = self._blur(results[0], self._population.first + part.start)
         return [self._at(centre, part, blur) for centre in passed]
 
@@ -207,7 +240,8 @@ class _Run:
         signs = signs.view(count, members, -1)
         sized = (mask * amount).to(flat.dtype)
         moved = torch.addcmul(flat.unsqueeze(1), sized.unsqueeze(1), signs)
-        results = self._branches.members(
+        results = members_pass(
+            self._members,
             centre,
             pixels_last(moved.flatten(0, 1), result),
             partial(for_each_example, times=members),

@@ -11,10 +11,8 @@ from torch import Tensor, fx
 
 from tinkering.engines.activation_targets import Target
 from tinkering.graph.branch import pixels_first
-from tinkering.graph.program import Fused, Program, name_of
+from tinkering.graph.program import Fused, name_of
 from tinkering.graph.runner import Runner
-from tinkering.layers.centre import Values
-from tinkering.layers.unperturbed import UnperturbedLayers
 
 
 @dataclass(frozen=True)
@@ -30,55 +28,48 @@ class Passed:
     """What later steps read."""
 
 
-class Branches:
-    """Runs the centre on some images, and members from a layer on.
+def centre_pass(
+    runner: Runner, targets: list[Target], inputs: list[Tensor], tile: Any = None
+) -> tuple[list[Passed], list[Tensor]]:
+    """Return what the centre has at each target, and the tensors that it returns.
 
     Args:
-        steps: of the module.
-        values: the centre's.
+        runner: of the centre, whose steps keep their values.
         targets: the layers that are perturbed.
-        layers: of the centre.
+        inputs: of some images.
+        tile: handed to the functions that compute the steps.
     """
+    known, places = runner.begin(inputs), runner.places
+    sources = {one.step.last: one.step.source for t in targets for one in t.sharing}
+    by_step = {target.step: target for target in targets}
+    given: dict[str, Tensor] = {}
+    passed = []
+    for step in runner.go_on(known, -1, tile):
+        if isinstance(step, Fused) and step.last in sources:
+            given[name_of(step)] = known[places[step.source.name]]
+        if isinstance(step, Fused) and step in by_step:
+            target = by_step[step]
+            inputs_of = {name_of(one.step): given[name_of(one.step)] for one in target.sharing}
+            needed = target.branch.values(runner, known)
+            passed.append(Passed(target, known[places[name_of(step)]], inputs_of, needed))
+    return passed, runner.results(known)
 
-    def __init__(
-        self, steps: Program, values: Values, targets: list[Target], layers: UnperturbedLayers
-    ) -> None:
-        self._targets = targets
-        self._centre = Runner(steps, values, layers.keeping)
-        self._members = Runner(steps, values, layers.calls)
 
-    def centre(self, inputs: list[Tensor]) -> tuple[list[Passed], list[Tensor]]:
-        """Return what the centre has at each target, and the tensors that it returns."""
-        runner, places = self._centre, self._centre.places
-        known = runner.begin(inputs)
-        sources = {one.step.last: one.step.source for t in self._targets for one in t.sharing}
-        targets = {target.step: target for target in self._targets}
-        given: dict[str, Tensor] = {}
-        passed = []
-        for step in runner.go_on(known, -1):
-            if isinstance(step, Fused) and step.last in sources:
-                given[name_of(step)] = known[places[step.source.name]]
-            if isinstance(step, Fused) and step in targets:
-                target = targets[step]
-                inputs_of = {name_of(one.step): given[name_of(one.step)] for one in target.sharing}
-                needed = target.branch.values(runner, known)
-                passed.append(Passed(target, known[places[name_of(step)]], inputs_of, needed))
-        return passed, runner.results(known)
+def members_pass(
+    runner: Runner, centre: Passed, moved: Tensor, spread: Callable[[Tensor], Tensor]
+) -> list[Tensor]:
+    """Return what the module makes of members whose layer's result is `moved`.
 
-    def members(
-        self, centre: Passed, moved: Tensor, spread: Callable[[Tensor], Tensor]
-    ) -> list[Tensor]:
-        """Return what the module makes of members whose layer's result is `moved`.
-
-        Args:
-            centre: where they part from it.
-            moved: ``[members, ...]``.
-            spread: makes a value for all of them of the images' own.
-        """
-        target, runner = centre.target, self._members
-        known = target.branch.entered(runner, centre.needed, spread, len(moved))
-        known[runner.places[name_of(target.step)]] = moved
-        return runner.finish(known, target.branch.position)
+    Args:
+        runner: of members, whose places are those of the centre's.
+        centre: where they part from it.
+        moved: ``[members, ...]``.
+        spread: makes a value for all of them of the images' own.
+    """
+    target = centre.target
+    known = target.branch.entered(runner, centre.needed, spread, len(moved))
+    known[runner.places[name_of(target.step)]] = moved
+    return runner.finish(known, target.branch.position)
 
 
 def size_of_result(flat: Tensor, rectified: bool) -> Tensor:

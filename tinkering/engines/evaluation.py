@@ -10,6 +10,17 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
+class Effect:
+    """What noise on a layer did to the outputs."""
+
+    total: Tensor
+    """``[outputs + 1, cells]``: the sum over members of response times noise, and in the last
+    row that of the noise squared."""
+    members: int
+    """Of whom it is the sum."""
+
+
+@dataclass(frozen=True)
 class Evaluation:
     """What a population was worth."""
 
@@ -23,9 +34,8 @@ class Evaluation:
     evaluations: int = 0
     """Times that a member, or the centre beside perturbed activations, saw an example: forward
     passes of which each counts in full, also where it went through the last layers alone."""
-    effects: Mapping[str, Tensor] | None = field(default=None, repr=False)
-    """By layer, the mean of what members' noise on it did to the outputs: see
-    `FedBackActivations.learned`. None where nothing is learned of it."""
+    effects: Mapping[str, Effect] | None = field(default=None, repr=False)
+    """By layer, of those that members tried. None where nothing is learned of it."""
 
 
 def merged(parts: Sequence[Evaluation]) -> Evaluation:
@@ -45,22 +55,23 @@ def merged(parts: Sequence[Evaluation]) -> Evaluation:
         (tensor([0., 0., 0., 1.]), {'weight': tensor([2.])}, 13.0)
     """
     fitness = torch.cat([part.fitness for part in parts])
-    shares = [len(part.fitness) / len(fitness) for part in parts]
-    gradient = _mean([part.gradient for part in parts], shares)
-    effects = _mean([part.effects for part in parts], shares)
+    gradient: dict[str, Tensor] | None = None
+    if parts[0].gradient is not None:
+        gradient = {name: torch.zeros_like(value) for name, value in parts[0].gradient.items()}
+        for part in parts:
+            share = len(part.fitness) / len(fitness)
+            for name, value in (part.gradient or {}).items():
+                gradient[name] += share * value
+    effects: dict[str, Effect] | None = None if parts[0].effects is None else {}
+    for part in parts:
+        for name, own in (part.effects or {}).items():
+            assert effects is not None
+            known = effects.get(name)
+            effects[name] = own if known is None else _added(known, own)
     forwards = sum(part.forwards for part in parts)
     evaluations = sum(part.evaluations for part in parts)
     return Evaluation(fitness, gradient, forwards, evaluations, effects)
 
 
-def _mean(
-    parts: Sequence[Mapping[str, Tensor] | None], shares: Sequence[float]
-) -> dict[str, Tensor] | None:
-    """Return the mean of what parts have by name, or None where they have none."""
-    if parts[0] is None:
-        return None
-    total = {name: torch.zeros_like(value) for name, value in parts[0].items()}
-    for part, share in zip(parts, shares, strict=True):
-        for name, value in (part or {}).items():
-            total[name] += share * value
-    return total
+def _added(one: Effect, other: Effect) -> Effect:
+    return Effect(one.total + other.total, one.members + other.members)

@@ -13,23 +13,29 @@ Feedback weights that are learned by node perturbation: Lansdell, Prakash and Ko
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 
 import torch
 from torch import Tensor
 
-from tinkering.engines.activation_targets import Target
+from tinkering.engines.activation_plan import make_part_plan
+from tinkering.engines.activation_targets import Norm, fixed_norms
 from tinkering.engines.activations import Activations
-from tinkering.engines.branches import Branches, Passed, size_of_result
+from tinkering.engines.branches import Passed, centre_pass, members_pass, size_of_result
 from tinkering.engines.cells import Cells, cells_of
-from tinkering.engines.evaluation import Evaluation, merged
+from tinkering.engines.evaluation import Effect, Evaluation, merged
 from tinkering.engines.job import Job, widened
 from tinkering.engines.planning import Plan
 from tinkering.engines.rating import Rater, rated
 from tinkering.engines.thread_pool import map_in_order
 from tinkering.errors import ArgumentError
+from tinkering.graph.branch import for_each_example
+from tinkering.graph.runner import FusedCall, Runner
 from tinkering.graph.signature import Batch
+from tinkering.layers.renewed import RenewedLayers, statistics_of
+from tinkering.layers.unperturbed import UnperturbedLayers
 from tinkering.population import FedBackActivations
 
 _LEAST = 0.3
@@ -55,85 +61,82 @@ class Feedback(Activations):
             needed = "a module that returns one tensor, [batch, ...]"
             raise ArgumentError("model", needed, f"one that returns {len(self._steps.outputs)}")
 
+    def plan(self, batch: Batch, budget: int | None, keeps_outputs: bool, may_keep: bool) -> Plan:
+        """Return how a batch would be evaluated; nothing is kept of it."""
+        del keeps_outputs, may_keep
+        return make_part_plan(self.job, self._fed_back, batch.examples, budget)
+
     def evaluate(self, batch: Batch, rater: Rater, plan: Plan) -> Evaluation:
         """Return what the examples were worth, a gradient estimate, and what noise did.
 
         Args:
             batch: the examples.
             rater: of a member, which sees a single example.
-            plan: how many examples at a time.
+            plan: how many parts of them at a time.
         """
-        run = _Run(self._branches, self._fed_back, rater)
-        portions = self._portions(
-            lambda part: run(part, batch.narrowed(part)), batch.examples, plan
-        )
-        evaluated = partial(_evaluation, self._targets, self._fed_back)
-        return merged(list(map_in_order(evaluated, portions, plan.tiles.threads)))
+        steps, values, dtype = self._steps, self._values, self.job.dtype
+        fixed = UnperturbedLayers(steps, values, dtype)
+        calls: Mapping[str, FusedCall] = fixed.keeping
+        if self._fed_back.renewed:
+            calls = RenewedLayers(steps, values, dtype, calls).calls
+        centre = Runner(steps, values, calls)
+
+        def one(part: slice) -> Evaluation:
+            run = _Part(self, centre, fixed, self._fed_back, part)
+            return run(batch.narrowed(part), rater)
+
+        parts = self._fed_back.parts(batch.examples)
+        return merged(list(map_in_order(one, parts, plan.tiles.threads)))
 
 
-@dataclass(frozen=True)
-class _AtLayer:
-    """What some images came to at one layer."""
+class _Part:
+    """Some examples, whose estimates are summed, and whose statistics norms compute with."""
 
-    change: Tensor
-    """``[images, *result]``: how each image's fitness changes with the layer's result."""
-    given: dict[str, Tensor]
-    """The inputs of the layer and of what shares its result, by the name of what they make."""
-    effect: Tensor
-    """``[outputs + 1, cells]``, a sum over members."""
+    def __init__(
+        self,
+        engine: Feedback,
+        centre: Runner,
+        fixed: UnperturbedLayers,
+        population: FedBackActivations,
+        part: slice,
+    ) -> None:
+        self._engine, self._centre, self._fixed = engine, centre, fixed
+        self._population = population
+        self._part = part
+        self._first = population.first + part.start
 
-
-@dataclass(frozen=True)
-class _Portion:
-    """What some images came to."""
-
-    fitness: Tensor
-    """``[images]``"""
-    layers: list[_AtLayer]
-
-
-def _evaluation(
-    targets: list[Target], population: FedBackActivations, portions: list[_Portion]
-) -> Evaluation:
-    """Return what a part's examples came to."""
-    fitness = torch.cat([portion.fitness for portion in portions])
-    examples = len(fitness)
-    gradient = {name: torch.zeros_like(value) for name, value in population.params.items()}
-    effects, members = {}, examples * population.samples / population.every
-    for at, target in enumerate(targets):
-        layers = [portion.layers[at] for portion in portions]
-        change = torch.cat([layer.change for layer in layers]) / examples
-        given = {name: torch.cat([one.given[name] for one in layers]) for name in layers[0].given}
-        for name, value in target.to_parameters(given, change, population.renewed).items():
-            gradient[name] += value.to(gradient[name])
-        effects[target.name] = torch.stack([layer.effect for layer in layers]).sum(0) / members
-    forwards = examples + members * sum(target.cost for target in targets)
-    evaluations = examples + round(members * len(targets))
-    return Evaluation(fitness, gradient, forwards, evaluations, effects)
-
-
-class _Run:
-    """Evaluates some images, and their members at every layer."""
-
-    def __init__(self, branches: Branches, population: FedBackActivations, rater: Rater) -> None:
-        self._branches, self._population, self._rater = branches, population, rater
-
-    def __call__(self, part: slice, batch: Batch) -> _Portion:
-        passed, (result,) = self._branches.centre(batch.of_member(0))
+    def __call__(self, batch: Batch, rater: Rater) -> Evaluation:
+        """Return what the examples came to."""
+        population, targets = self._population, self._engine._targets
+        norms: dict[str, Norm] = fixed_norms(self._engine._steps, self._engine._values)
+        passed, (result,) = centre_pass(self._centre, targets, batch.of_member(0), norms)
         outputs = widened(result)
-        fitness, slope = self._slope(outputs, part)
-        layers = [
-            self._at(centre, at, outputs.flatten(1), slope, part)
-            for at, centre in enumerate(passed)
-        ]
-        return _Portion(fitness, layers)
+        fitness, slope = self._slope(outputs, rater)
+        examples, outputs = len(fitness), outputs.flatten(1)
+        gradient = {name: torch.zeros_like(value) for name, value in population.params.items()}
+        for at in passed:
+            change = self._change(at, slope / examples)
+            for name, value in at.target.to_parameters(at.given, change, norms).items():
+                gradient[name] += value.to(gradient[name])
+        tried = [at for number, at in enumerate(passed) if self._tries(number)]
+        effects = self._effects(tried, norms, outputs) if tried else {}
+        members = examples * population.samples
+        forwards = examples + members * sum(at.target.cost for at in tried)
+        evaluations = examples + members * len(tried)
+        return Evaluation(fitness, gradient, forwards, evaluations, effects)
 
-    def _slope(self, outputs: Tensor, part: slice) -> tuple[Tensor, Tensor]:
-        """Return what images are worth, and how that changes with their outputs, from noise."""
+    def _tries(self, number: int) -> bool:
+        """Return whether members try the noise of a layer: another one in each part."""
+        population = self._population
+        part = self._first // population.images_a_part
+        turn = number + part + int(population.stream.generation)
+        return bool(turn % population.every == 0)
+
+    def _slope(self, outputs: Tensor, rater: Rater) -> tuple[Tensor, Tensor]:
+        """Return what examples are worth, and how that changes with their outputs, from noise."""
         population = self._population
         flat, readings = outputs.flatten(1), population.readings
-        first, numbers = population.first + part.start, flat.shape[1]
-        rows = range(first, first + len(flat))
+        rows, numbers = range(self._first, self._first + len(flat)), flat.shape[1]
         if population.blur:
             amount = torch.full((len(flat), 1, 1), population.blur)
             noise = population.stream.normals("outputs", rows, readings * numbers)
@@ -142,27 +145,21 @@ class _Run:
             noise = population.stream.signs("outputs", rows, readings * numbers).float()
         noise = noise.view(len(flat), readings, numbers)
         read = (flat.unsqueeze(1) + amount * noise).view(-1, 1, *outputs.shape[1:])
-        targets = self._rater.targets.of_examples(part, readings, 1)
-        rater = replace(self._rater, targets=targets)
+        rater = replace(rater, targets=rater.targets.of_examples(self._part, readings, 1))
         worth = rated(rater, [(slice(0, len(read)), [read])]).view(len(flat), readings)
         weights = population.utilities(worth).unsqueeze(1).to(noise)
         slope = torch.bmm(weights, noise).squeeze(1) / (readings * amount.squeeze(2))
         return _mean_of_finite(worth), slope
 
-    def _at(self, centre: Passed, at: int, outputs: Tensor, slope: Tensor, part: slice) -> _AtLayer:
-        """Carry the slope back to a layer, and let members try noise on it."""
-        result, target = centre.result, centre.target
-        images = result.dim() == 4
-        last = result.permute(0, 2, 3, 1) if images else result
-        flat = last.flatten(1)
-        rectified = target.step.activation is not None
-        mask = flat > 0 if rectified else torch.ones_like(flat, dtype=torch.bool)
-        amount = self._population.sigma * size_of_result(flat.float(), rectified)
-        cells = cells_of(result, self._population.cells)
-        known = self._known(target.name, outputs.shape[1], cells)
-        change = torch.where(mask, cells.spread(slope @ known), 0.0).view(last.shape)
-        effect = self._effect(centre, at, cells, (flat, mask, amount), outputs, part)
-        return _AtLayer(change.permute(0, 3, 1, 2) if images else change, centre.given, effect)
+    def _change(self, at: Passed, slope: Tensor) -> Tensor:
+        """Return how fitness changes with a layer's result, carried back from the outputs."""
+        flat = _channels_last(at.result).flatten(1)
+        cells = cells_of(at.result, self._population.cells)
+        known = self._known(at.target.name, slope.shape[1], cells)
+        change = cells.spread(slope @ known).to(at.result.dtype)
+        if at.target.step.activation is not None:
+            change = change * (flat > 0)
+        return _in_shape_of(at.result, change)
 
     def _known(self, name: str, outputs: int, cells: Cells) -> Tensor:
         """Return the average Jacobian ``[outputs, cells]``; zeros where nothing was learned."""
@@ -176,50 +173,57 @@ class _Run:
         squares = learned[-1]
         return learned[:-1] / (squares + _LEAST * squares.max()).clamp(min=1e-30)
 
-    def _effect(
-        self,
-        centre: Passed,
-        at: int,
-        cells: Cells,
-        state: tuple[Tensor, Tensor, Tensor],
-        outputs: Tensor,
-        part: slice,
-    ) -> Tensor:
-        """Return what noise on a layer did to the outputs, a sum over members."""
-        population, target = self._population, centre.target
-        samples, every = population.samples, population.every
-        first = population.first + part.start
-        begin = -(first + at) % every  # another image at each layer
-        chosen = torch.arange(begin, part.stop - part.start, every)
-        if not len(chosen):
-            return torch.zeros(outputs.shape[1] + 1, cells.count)
-        row = (first + begin) // every * samples
-        rows = range(row, row + len(chosen) * samples)
-        of_members = partial(_of_members, chosen, samples)
-        flat, mask, amount = map(of_members, state)
-        signs = population.stream.signs(target.name, rows, cells.count).float()
-        sized = (mask * amount).to(flat.dtype)
+    def _effects(
+        self, tried: list[Passed], norms: Mapping[str, Norm], outputs: Tensor
+    ) -> dict[str, Effect]:
+        """Return what noise on some layers did to the outputs."""
+        steps, values = self._engine._steps, self._engine._values
+        layers = self._fixed
+        seen = statistics_of(steps, norms)
+        if seen:
+            values = {**values, **seen}
+            layers = UnperturbedLayers(steps, values, self._engine.job.dtype)
+        runner = Runner(steps, values, layers.calls)
+        return {at.target.name: self._effect(at, runner, outputs) for at in tried}
+
+    def _effect(self, at: Passed, runner: Runner, outputs: Tensor) -> Effect:
+        """Return what noise on a layer did to the outputs."""
+        population, samples = self._population, self._population.samples
+        rectified = at.target.step.activation is not None
+        spread = partial(_of_members, samples)
+        flat = _channels_last(at.result).flatten(1)
+        amount = spread(population.sigma * size_of_result(flat.float(), rectified))
+        flat = spread(flat)
+        cells = cells_of(at.result, population.cells)
+        rows = range(self._first * samples, (self._first + len(outputs)) * samples)
+        signs = population.stream.signs(at.target.name, rows, cells.count).float()
+        sized = amount.to(flat.dtype) * (flat > 0) if rectified else amount.to(flat.dtype)
         moved = torch.addcmul(flat, sized, cells.spread(signs.to(flat.dtype)))
-        if centre.result.dim() == 4:
-            channels, height, width = centre.result.shape[1:]
-            moved = moved.view(-1, height, width, channels).permute(0, 3, 1, 2)
-        else:
-            moved = moved.view(-1, *centre.result.shape[1:])
-        (result,) = self._branches.members(centre, moved, of_members)
-        response = (widened(result).flatten(1) - of_members(outputs)) / amount
+        (result,) = members_pass(runner, at, _in_shape_of(at.result, moved), spread)
+        response = (widened(result).flatten(1) - spread(outputs)) / amount
         finite = response.isfinite().all(1, keepdim=True)
         response = torch.where(finite, response, 0.0)
-        noise = signs * cells.summed(mask.float())
-        return torch.cat([response.T @ noise, noise.square().sum(0, keepdim=True)])
+        open_ = (flat > 0).float() if rectified else torch.ones_like(flat, dtype=torch.float32)
+        noise = signs * cells.summed(open_)
+        total = torch.cat([response.T @ noise, noise.square().sum(0, keepdim=True)])
+        return Effect(total, len(rows))
 
 
-def _of_members(chosen: Tensor, samples: int, value: Tensor) -> Tensor:
-    """Return the values of some images' members, from those of all images."""
-    if value.dim() == 4 and value.is_contiguous(memory_format=torch.channels_last):
-        return _of_members(chosen, samples, value.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
-    return value.index_select(0, chosen.repeat_interleave(samples))
+def _channels_last(value: Tensor) -> Tensor:
+    return value.permute(0, 2, 3, 1) if value.dim() == 4 else value
+
+
+def _in_shape_of(result: Tensor, flat: Tensor) -> Tensor:
+    """Return numbers in the order of channels last in the shape of a layer's result."""
+    value = flat.view(-1, *_channels_last(result).shape[1:])
+    return value.permute(0, 3, 1, 2) if result.dim() == 4 else value
+
+
+def _of_members(samples: int, value: Tensor) -> Tensor:
+    """Return the values of all examples' members, from those of the examples."""
+    return value if samples == 1 else for_each_example(value, samples)
 
 
 def _mean_of_finite(worth: Tensor) -> Tensor:
-    """Return the mean over readings, ``[images]``; NaN where none is finite."""
+    """Return the mean over readings, ``[examples]``; NaN where none is finite."""
     return torch.where(worth.isfinite(), worth, torch.nan).nanmean(1)

@@ -150,17 +150,18 @@ class Runner:
                 held[at] = None
         return [held[at] for at in self._outputs]
 
-    def go_on(self, held: list[Any], after: int) -> Iterator[Step]:
+    def go_on(self, held: list[Any], after: int, tile: Any = None) -> Iterator[Step]:
         """Compute the steps behind one, and yield each when its value is known.
 
         Args:
             held: the values by their places; it is given those of the steps, and loses none.
             after: the position of the step; -1 for the beginning.
+            tile: as in `run`.
         """
         for at in range(after + 1, len(self._calls)):
             function, takes_tile, reads, writes, _ = self._calls[at]
             given = [held[place] for place in reads]
-            held[writes] = function(None, *given) if takes_tile else function(*given)
+            held[writes] = function(tile, *given) if takes_tile else function(*given)
             yield self.program.steps[at]
 
     def results(self, held: Sequence[Any]) -> list[Tensor]:

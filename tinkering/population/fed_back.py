@@ -40,7 +40,7 @@ class FedBackActivations(PerturbedActivations):
     every: int = 1
     renewed: bool = False
 
-    images_a_part: ClassVar[int] = 32
+    images_a_part: ClassVar[int] = 64
     fewest_samples: ClassVar[int] = 1
 
     def __post_init__(self) -> None:

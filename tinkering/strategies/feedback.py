@@ -131,10 +131,10 @@ class Feedback:
         if evaluation.effects is None:
             needed = "an Evaluation that says what noise did to the outputs"
             raise ArgumentError("evaluation", needed, "one without", "evaluate returns one.")
-        members = len(evaluation.fitness) * self.samples / self.every
-        learned = {}
+        learned = dict(generation.learned)
         for name, effect in evaluation.effects.items():
-            before = generation.learned.get(name, torch.zeros_like(effect))
-            share = members / (members + effect.shape[1]) / self.window
-            learned[name] = before.lerp(effect, min(1.0, share))
+            mean, cells = effect.total / effect.members, effect.total.shape[1]
+            share = effect.members / (effect.members + cells) / self.window
+            before = learned.get(name, torch.zeros_like(mean))
+            learned[name] = before.lerp(mean, min(1.0, share))
         return learned

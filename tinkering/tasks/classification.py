@@ -199,14 +199,12 @@ class Classification:
         """Return the population with what BatchNorm layers compute with in this generation."""
         if self._fixed is not None:
             return population.with_buffers(self._fixed)
+        if isinstance(population, FedBackActivations):
+            return replace(population, renewed=True)
         centre = population.centre
         if centre is None:
             needed = '"fixed" for members that share no centre'
             raise ArgumentError("statistics", needed, '"renewed"')
-        if isinstance(population, FedBackActivations):
-            images, _ = self._batches.of_all(generation)
-            buffers = reference_statistics(self._model, centre, images)
-            return replace(population, buffers=buffers, renewed=True)
         train = self._dataset.train
         # Their number does not depend on the population's: a few images tell little.
         reference = BatchOrder(len(train), _REFERENCE_IMAGES, self._seed).order(generation)
