@@ -67,7 +67,7 @@ class Facts:
         if isinstance(value, ByFitness):
             return value.accuracy if fitness == "accuracy" else value.cross_entropy
         if isinstance(value, ByWidth):
-            return value.narrow * min(1.0, value.width / max(1, width))
+            return value.narrow * min(1.0, value.width / max(1, width)) ** value.power
         return self.found() if value is None and self.found is not None else value
 
 
@@ -87,15 +87,20 @@ class ByWidth:
     """A step, which is smaller by as much as the network is wider.
 
     Adam moves every weight by its step, so an activation moves in proportion to a layer's inputs,
-    of which a wider network has more. See Yang et al. 2021, "Tensor Programs V" (arXiv 2203.03466).
+    of which a wider network has more. Where statistics of norms are renewed, the size of weights does
+    not matter and their direction turns with the step by their size, which goes with the square root
+    of a layer's inputs: hence `power`. See Yang et al. 2021, "Tensor Programs V" (arXiv 2203.03466).
     """
 
     narrow: float
     width: int = 8
     """Of the first stage, up to which it is `narrow`."""
+    power: float = 1.0
+    """Of the ratio of widths."""
 
     def __str__(self) -> str:
-        return f"{self.narrow}, and less by as much as the network is wider than {self.width}"
+        much = "as much" if self.power == 1 else "the square root of as much"
+        return f"{self.narrow}, and less by {much} as the network is wider than {self.width}"
 
 
 def flag(

@@ -32,7 +32,7 @@ class EvolutionStrategy:
     """How an estimate of the gradient becomes a step."""
 
     learning_rate: Float = flag(
-        None, feedback=ByWidth(0.002), activations=ByWidth(0.004), weights=ByWidth(0.004)
+        None, feedback=ByWidth(0.004, power=0.5), activations=ByWidth(0.004), weights=ByWidth(0.004)
     )
     """Adam's step, about the change of a parameter in a generation."""
     decay: Float = flag(None, feedback=1000.0, activations=200.0, weights=100.0)
@@ -70,7 +70,7 @@ class Activations:
 class Feedback:
     """How finely noise on layers is drawn."""
 
-    cells: Integer = flag(None, check=ranges.at_least_one, feedback=2048)
+    cells: Integer = flag(None, check=ranges.at_least_one, feedback=512)
     """Signs of noise that a layer has at most: pixels of a channel share them where it has more
     numbers."""
 
@@ -80,7 +80,7 @@ class Feedback:
 class Networks:
     """Every member is a network of its own."""
 
-    images: Integer = flag(None, check=ranges.at_least_one, feedback=64, weights=1, genetic=64)
+    images: Integer = flag(None, check=ranges.at_least_one, feedback=128, weights=1, genetic=64)
     """Images that a member sees in a generation."""
     statistics: Annotated[Statistics | None, choices(Statistics)] = flag(
         None, feedback="renewed", weights="fixed", genetic="fixed"
@@ -170,7 +170,7 @@ class Flags:
     strategy: Literal["feedback", "activations", "weights", "genetic"] = flag("feedback")
     """What evolves: a network whose activations are perturbed, which learns fastest; one whose
     weights are; or the weights of the fittest networks, which are copied and mutated."""
-    population: Integer = flag(None, feedback=64, activations=512, weights=1024, genetic=256)
+    population: Integer = flag(None, feedback=16, activations=512, weights=1024, genetic=256)
     """Members a generation; for activations, at each layer."""
     group: Integer = flag(None, activations=8, weights=8)
     """Members that see the same images, and are compared with each other. With --strategy weights

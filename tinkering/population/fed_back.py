@@ -16,27 +16,27 @@ from tinkering.population.perturbed_activations import PerturbedActivations
 class FedBackActivations(PerturbedActivations):
     """Members that tell what a layer does to the outputs, not what it is worth.
 
-    Members are those of `PerturbedActivations`, but for this: noise is one sign for a cell, a
-    channel's pixels in a small square; only one image in `every` has members at a layer, another
-    one at each layer; and no member is rated. What its noise did to the outputs is correlated
-    with the noise, and is averaged over images and generations: an average Jacobian, ``learned``.
-    What outputs are worth is found by noise on the centre's outputs, `readings` times an image,
-    which costs no forward pass.
+    Examples are evaluated in parts of 64. A part has members at one layer in `every`, another one
+    in each part and generation. They are those of `PerturbedActivations`, but that noise is one
+    sign for a cell, which is a channel's pixels in a small square, and that no member is rated:
+    what its noise did to the outputs is correlated with the noise, and averaged over members and
+    generations. That is an average Jacobian, ``learned``. What outputs are worth is found by noise
+    on the centre's own outputs, `readings` times an example, which costs no forward pass.
 
     Args:
         learned: by layer, ``[outputs + 1, cells]``: the mean of response times noise, and in the
             last row that of the noise squared; empty at the beginning.
         cells: signs that a layer's noise has at most, as long as pixels can share them.
-        every: one image in so many has members at a layer, at least 1.
-        renewed: whether the statistics of batch norms are the centre's on the examples that are
-            evaluated. Then a step leaves out what they would undo.
+        every: one layer in so many is tried in a part, at least 1.
+        renewed: whether batch norms compute with the statistics of each part of the examples.
+            Then a step leaves out what they would undo.
 
     Raises:
         ArgumentError: (a ``ValueError``) one of these is out of range.
     """
 
     learned: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
-    cells: int = 2048
+    cells: int = 512
     every: int = 1
     renewed: bool = False
 

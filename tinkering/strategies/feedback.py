@@ -31,7 +31,8 @@ class Feedback:
     Args:
         sigma: size of a perturbation by that of the layer's activation, or a schedule of it.
         samples: perturbations, at each layer, of each example that has some.
-        every: one example in so many has some, another one at each layer.
+        every: a layer's noise is tried by one part of the examples in so many, another layer's by
+            each; see `FedBackActivations`.
         cells: signs of noise that a layer has at most: pixels share them where it has more
             numbers.
         window: how much is averaged: as many members as `window` times what an estimate of the
@@ -64,13 +65,13 @@ class Feedback:
     sigma: float | Schedule = 0.1
     samples: int = 1
     every: int = 1
-    cells: int = 2048
+    cells: int = 512
     window: float = 4.0
     readings: int = 64
     blur: float = 0.0
 
     usual_shaping: ClassVar[str] = "raw"
-    usual_learning_rate: ClassVar[float] = 0.002
+    usual_learning_rate: ClassVar[float] = 0.004
 
     def __post_init__(self) -> None:
         if not callable(self.sigma):
