@@ -87,9 +87,9 @@ class ByWidth:
     """A step, which is smaller by as much as the network is wider.
 
     Adam moves every weight by its step, so an activation moves in proportion to a layer's inputs,
-    of which a wider network has more. Where statistics of norms are renewed, the size of weights does
-    not matter and their direction turns with the step by their size, which goes with the square root
-    of a layer's inputs: hence `power`. See Yang et al. 2021, "Tensor Programs V" (arXiv 2203.03466).
+    of which a wider network has more: Yang et al. 2021, "Tensor Programs V" (arXiv 2203.03466).
+    Where statistics of norms are renewed, weights count by their direction alone. It turns by the
+    step over their size, which falls with the square root of the inputs: hence `power`.
     """
 
     narrow: float

@@ -121,7 +121,7 @@ class _Part:
         tried = [at for number, at in enumerate(passed) if self._tries(number)]
         effects = self._effects(tried, norms, outputs) if tried else {}
         members = examples * population.samples
-        forwards = examples + members * sum(at.target.cost for at in tried)
+        forwards = float(examples + members * sum(at.target.cost for at in tried))
         evaluations = examples + members * len(tried)
         return Evaluation(fitness, gradient, forwards, evaluations, effects)
 
