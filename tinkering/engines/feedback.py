@@ -32,6 +32,7 @@ from tinkering.engines.rating import Rater, rated
 from tinkering.engines.thread_pool import map_in_order
 from tinkering.errors import ArgumentError
 from tinkering.graph.branch import for_each_example
+from tinkering.graph.program import name_of
 from tinkering.graph.runner import FusedCall, Runner
 from tinkering.graph.signature import Batch
 from tinkering.layers.renewed import RenewedLayers, statistics_of
@@ -56,7 +57,7 @@ class Feedback(Activations):
 
     def __init__(self, job: Job, population: FedBackActivations) -> None:
         super().__init__(job, population)
-        self._fed_back = population
+        self.fed_back, self.steps, self.targets = population, self._steps, self._targets
         if len(self._steps.outputs) != 1:
             needed = "a module that returns one tensor, [batch, ...]"
             raise ArgumentError("model", needed, f"one that returns {len(self._steps.outputs)}")
@@ -64,7 +65,7 @@ class Feedback(Activations):
     def plan(self, batch: Batch, budget: int | None, keeps_outputs: bool, may_keep: bool) -> Plan:
         """Return how a batch would be evaluated; nothing is kept of it."""
         del keeps_outputs, may_keep
-        return make_part_plan(self.job, self._fed_back, batch.examples, budget)
+        return make_part_plan(self.job, self.fed_back, batch.examples, budget)
 
     def evaluate(self, batch: Batch, rater: Rater, plan: Plan) -> Evaluation:
         """Return what the examples were worth, a gradient estimate, and what noise did.
@@ -75,18 +76,36 @@ class Feedback(Activations):
             plan: how many parts of them at a time.
         """
         steps, values, dtype = self._steps, self._values, self.job.dtype
-        fixed = UnperturbedLayers(steps, values, dtype)
-        calls: Mapping[str, FusedCall] = fixed.keeping
-        if self._fed_back.renewed:
-            calls = RenewedLayers(steps, values, dtype, calls).calls
+        fixed = None if self.fed_back.renewed else UnperturbedLayers(steps, values, dtype)
+        calls: Mapping[str, FusedCall] = (
+            RenewedLayers(steps, values, dtype).calls if fixed is None else fixed.keeping
+        )
         centre = Runner(steps, values, calls)
+        members = None if fixed is None else Runner(steps, values, fixed.calls)
+        norms = fixed_norms(steps, values)
 
         def one(part: slice) -> Evaluation:
-            run = _Part(self, centre, fixed, self._fed_back, part)
+            run = _Part(self, centre, members, norms, part)
             return run(batch.narrowed(part), rater)
 
-        parts = self._fed_back.parts(batch.examples)
+        parts = self.fed_back.parts(batch.examples)
         return merged(list(map_in_order(one, parts, plan.tiles.threads)))
+
+    def members(self, norms: Mapping[str, Norm], first: Passed) -> Runner:
+        """Return what runs members from a layer on, with the statistics that norms had."""
+        steps = self.steps
+        values = {**self._values, **statistics_of(steps, norms)}
+        later = [
+            step for step in steps.fused if step in steps.steps[first.target.branch.position :]
+        ]
+        layers = UnperturbedLayers(steps, values, self.job.dtype, later)
+        calls = dict.fromkeys(map(name_of, steps.fused), _never) | layers.calls
+        return Runner(steps, values, calls)
+
+
+def _never(tile: object, x: Tensor, residual: Tensor | None) -> Tensor:
+    """Stand for a step that members do not run."""
+    raise NotImplementedError
 
 
 class _Part:
@@ -96,20 +115,20 @@ class _Part:
         self,
         engine: Feedback,
         centre: Runner,
-        fixed: UnperturbedLayers,
-        population: FedBackActivations,
+        members: Runner | None,
+        norms: Mapping[str, Norm],
         part: slice,
     ) -> None:
-        self._engine, self._centre, self._fixed = engine, centre, fixed
-        self._population = population
+        self._engine, self._centre, self._members, self._norms = engine, centre, members, norms
+        self._population = engine.fed_back
         self._part = part
-        self._first = population.first + part.start
+        self._first = self._population.first + part.start
 
     def __call__(self, batch: Batch, rater: Rater) -> Evaluation:
         """Return what the examples came to."""
-        population, targets = self._population, self._engine._targets
-        norms: dict[str, Norm] = fixed_norms(self._engine._steps, self._engine._values)
-        passed, (result,) = centre_pass(self._centre, targets, batch.of_member(0), norms)
+        population, norms = self._population, dict(self._norms)
+        inputs = batch.of_member(0)
+        passed, (result,) = centre_pass(self._centre, self._engine.targets, inputs, norms)
         outputs = widened(result)
         fitness, slope = self._slope(outputs, rater)
         examples, outputs = len(fitness), outputs.flatten(1)
@@ -156,9 +175,9 @@ class _Part:
         flat = _channels_last(at.result).flatten(1)
         cells = cells_of(at.result, self._population.cells)
         known = self._known(at.target.name, slope.shape[1], cells)
-        change = cells.spread(slope @ known).to(at.result.dtype)
+        change = cells.spread((slope @ known).to(flat.dtype))
         if at.target.step.activation is not None:
-            change = change * (flat > 0)
+            change = _where_open(change, flat)
         return _in_shape_of(at.result, change)
 
     def _known(self, name: str, outputs: int, cells: Cells) -> Tensor:
@@ -177,13 +196,7 @@ class _Part:
         self, tried: list[Passed], norms: Mapping[str, Norm], outputs: Tensor
     ) -> dict[str, Effect]:
         """Return what noise on some layers did to the outputs."""
-        steps, values = self._engine._steps, self._engine._values
-        layers = self._fixed
-        seen = statistics_of(steps, norms)
-        if seen:
-            values = {**values, **seen}
-            layers = UnperturbedLayers(steps, values, self._engine.job.dtype)
-        runner = Runner(steps, values, layers.calls)
+        runner = self._members or self._engine.members(norms, tried[0])
         return {at.target.name: self._effect(at, runner, outputs) for at in tried}
 
     def _effect(self, at: Passed, runner: Runner, outputs: Tensor) -> Effect:
@@ -197,15 +210,15 @@ class _Part:
         cells = cells_of(at.result, population.cells)
         rows = range(self._first * samples, (self._first + len(outputs)) * samples)
         signs = population.stream.signs(at.target.name, rows, cells.count).float()
-        sized = amount.to(flat.dtype) * (flat > 0) if rectified else amount.to(flat.dtype)
-        moved = torch.addcmul(flat, sized, cells.spread(signs.to(flat.dtype)))
+        noise = cells.spread((amount * signs).to(flat.dtype))
+        moved = flat + (_where_open(noise, flat) if rectified else noise)
         (result,) = members_pass(runner, at, _in_shape_of(at.result, moved), spread)
         response = (widened(result).flatten(1) - spread(outputs)) / amount
         finite = response.isfinite().all(1, keepdim=True)
         response = torch.where(finite, response, 0.0)
-        open_ = (flat > 0).float() if rectified else torch.ones_like(flat, dtype=torch.float32)
-        noise = signs * cells.summed(open_)
-        total = torch.cat([response.T @ noise, noise.square().sum(0, keepdim=True)])
+        ones = torch.ones_like(flat, dtype=torch.float32)
+        tried = signs * cells.summed((flat > 0).float() if rectified else ones)
+        total = torch.cat([response.T @ tried, tried.square().sum(0, keepdim=True)])
         return Effect(total, len(rows))
 
 
@@ -222,6 +235,12 @@ def _in_shape_of(result: Tensor, flat: Tensor) -> Tensor:
 def _of_members(samples: int, value: Tensor) -> Tensor:
     """Return the values of all examples' members, from those of the examples."""
     return value if samples == 1 else for_each_example(value, samples)
+
+
+def _where_open(values: Tensor, result: Tensor) -> Tensor:
+    """Return values where a rectifier's result is above 0, and 0 elsewhere."""
+    kept: Tensor = torch.ops.aten.threshold_backward(values, result, 0)
+    return kept
 
 
 def _mean_of_finite(worth: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from tinkering.graph.program import LINEAR, NORM, Fused, Program, arguments, nam
 from tinkering.graph.runner import FusedCall
 from tinkering.layers.after import finished
 from tinkering.layers.centre import ConvLayer, Folded, LinearLayer, Values
+from tinkering.layers.unperturbed import UnperturbedLayers
 
 _norm = torch.ops.aten.native_batch_norm
 _norm_backward = torch.ops.aten.native_batch_norm_backward
@@ -77,23 +78,17 @@ class RenewedLayers:
         steps: the program.
         values: the centre's weights.
         dtype: of the layers; those that make the module's outputs are float32.
-        others: what computes steps without a norm, by name.
     """
 
-    def __init__(
-        self,
-        steps: Program,
-        values: Values,
-        dtype: torch.dtype,
-        others: Mapping[str, FusedCall],
-    ) -> None:
-        self.calls: dict[str, FusedCall] = {}
+    def __init__(self, steps: Program, values: Values, dtype: torch.dtype) -> None:
+        others = [step for step in steps.fused if norm_of(step) is None]
+        self.calls: dict[str, FusedCall] = dict(
+            UnperturbedLayers(steps, values, dtype, others).keeping
+        )
         """Each computes a step; it is called with a dict, which is given its `RenewedNorm`."""
         for step in steps.fused:
-            name = name_of(step)
-            if norm_of(step) is None:
-                self.calls[name] = others[name]
-            else:
+            if norm_of(step) is not None:
+                name = name_of(step)
                 own = torch.float32 if steps.makes_output(step) else dtype
                 self.calls[name] = partial(_computed, _Layer(step, values, own), name)
 

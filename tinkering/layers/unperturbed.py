@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import lru_cache, partial
 
 import torch
@@ -21,12 +22,19 @@ class UnperturbedLayers:
         steps: the program.
         values: the centre's weights and statistics.
         dtype: of the layers; those that make the module's outputs are float32.
+        which: the steps; all of them by default.
     """
 
-    def __init__(self, steps: Program, values: Values, dtype: torch.dtype) -> None:
+    def __init__(
+        self,
+        steps: Program,
+        values: Values,
+        dtype: torch.dtype,
+        which: Iterable[Fused] | None = None,
+    ) -> None:
         layers = {
             step: _unperturbed(step, values, torch.float32 if steps.makes_output(step) else dtype)
-            for step in steps.fused
+            for step in (steps.fused if which is None else which)
         }
         self.calls = {
             name_of(step): partial(_call, one, steps.may_overwrite_residual(step))
