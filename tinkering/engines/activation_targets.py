@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, fx
@@ -100,6 +101,8 @@ class Target:
     """Where its members part from the centre."""
     cost: float
     """Of the steps behind it, by the whole forward."""
+    curve: Callable[[Tensor], Tensor] | None
+    """What is applied to each number of the result, where nothing else reads it."""
 
     def to_parameters(
         self, given: Mapping[str, Tensor], change: Tensor, norms: Mapping[str, Norm]
@@ -188,7 +191,24 @@ def _target(
         raise UnsupportedLayerError(name.split(":")[0], operation)
     work = [work_of(each) if isinstance(each, Fused) else 0 for each in steps.steps]
     cost = sum(work[position + 1 :]) / max(1, sum(work))
-    return Target(step, name, shares, branch, cost)
+    return Target(step, name, shares, branch, cost, _curve_behind(step))
+
+
+def _curve_behind(step: Fused) -> Callable[[Tensor], Tensor] | None:
+    users = list(step.last.users)
+    if len(users) != 1 or users[0].all_input_nodes != [step.last]:
+        return None
+    node = users[0]
+    if torch.Tag.pointwise not in getattr(node.target, "tags", ()):
+        return None
+    return partial(_applied, node)
+
+
+def _applied(node: fx.Node, value: Tensor) -> Tensor:
+    """Return what a node, whose only tensor is its input, makes of a value."""
+    args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda _: value)
+    made: Tensor = node.target(*args, **kwargs)  # type: ignore[operator]
+    return made
 
 
 def _evolving(steps: Program, step: Fused, names: set[str]) -> EvolvingStep | None:

@@ -13,7 +13,7 @@ Feedback weights that are learned by node perturbation: Lansdell, Prakash and Ko
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 
@@ -178,6 +178,9 @@ class _Part:
         change = cells.spread((slope @ known).to(flat.dtype))
         if at.target.step.activation is not None:
             change = _where_open(change, flat)
+        elif at.target.curve is not None:
+            amount = self._population.sigma * size_of_result(flat.float(), rectified=False)
+            change = change * _steepness(at.target.curve, flat.float(), amount).to(change)
         return _in_shape_of(at.result, change)
 
     def _known(self, name: str, outputs: int, cells: Cells) -> Tensor:
@@ -216,8 +219,12 @@ class _Part:
         response = (widened(result).flatten(1) - spread(outputs)) / amount
         finite = response.isfinite().all(1, keepdim=True)
         response = torch.where(finite, response, 0.0)
-        ones = torch.ones_like(flat, dtype=torch.float32)
-        tried = signs * cells.summed((flat > 0).float() if rectified else ones)
+        gate = torch.ones_like(flat, dtype=torch.float32)
+        if rectified:
+            gate = (flat > 0).float()
+        elif at.target.curve is not None:
+            gate = _steepness(at.target.curve, flat.float(), amount)
+        tried = signs * cells.summed(gate)
         total = torch.cat([response.T @ tried, tried.square().sum(0, keepdim=True)])
         return Effect(total, len(rows))
 
@@ -241,6 +248,14 @@ def _where_open(values: Tensor, result: Tensor) -> Tensor:
     """Return values where a rectifier's result is above 0, and 0 elsewhere."""
     kept: Tensor = torch.ops.aten.threshold_backward(values, result, 0)
     return kept
+
+
+def _steepness(curve: Callable[[Tensor], Tensor], flat: Tensor, amount: Tensor) -> Tensor:
+    """Return how far noise gets past a function of each number: a difference, not a derivative.
+
+    What a function keeps back, as a step does that is far away, tells nothing of what is behind.
+    """
+    return (curve(flat + amount) - curve(flat - amount)) / (2 * amount)
 
 
 def _mean_of_finite(worth: Tensor) -> Tensor:
