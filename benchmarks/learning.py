@@ -1,102 +1,176 @@
 """How far evolution gets in some minutes, for some seeds: a table, and the curves.
 
-    python benchmarks/learning.py --seconds 120 300 --seeds 0 1 2
-    python benchmarks/learning.py --seconds 600 --flags "--fitness accuracy"
+    python -m benchmarks.learning --list
+    python -m benchmarks.learning --rows width-8,weights --jobs 2
 
-Every run is `tinkering evolve` with these flags and a time limit; the test images are looked at
-for the curve, and nothing is chosen by them. Run it on a machine that does nothing else. The runs
-stay in `--out`, where `tinkering report` shows any of them.
+A row is `tinkering evolve` with some flags and seeds. What it reached after several times is read
+from one run a seed, at the last measurement before each, so that no setting depends on them. The
+test images are looked at for the curve, and nothing is chosen by them. Run it on a machine that
+does nothing else. The runs stay in `--out`, where `tinkering report` shows any of them; what is
+there is taken, and goes on where it was interrupted.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import shlex
+import os
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from statistics import median
 
-from matplotlib.figure import Figure
+from benchmarks import glyphs
+from benchmarks.bench.experiment import matches
+from benchmarks.curves import Curve, curve, draw, levels, table
 
-LEVELS = (0.65, 0.8, 0.88, 0.9, 0.93, 0.96)
+Flags = Mapping[str, str | int | float]
 
 
-def main() -> None:
+@dataclass(frozen=True)
+class Row:
+    """Runs of the same flags that differ by their seeds."""
+
+    name: str
+    marks: tuple[int, ...]
+    """Seconds at which a run's test accuracy is read, in rising order; the last ends it."""
+    flags: Flags = field(default_factory=dict)
+    """Of `tinkering evolve`, beside seed, limits, threads and data."""
+    made: tuple[int, int, str] | None = None
+    """Training images, test images and classes of glyphs; None for the default data."""
+    seeds: tuple[int, ...] = (0, 1, 2)
+
+    @property
+    def said(self) -> str:
+        """The flags as they are typed; of data that is made, how much of what."""
+        words = [f"--{name} {value}" for name, value in self.flags.items()]
+        if self.made is not None:
+            words.append(f"--data idx:GLYPHS ({self.made[0]:,} images, {self.made[2]})")
+        return " ".join(words)
+
+    def command(self, folder: Path, seed: int, threads: int) -> list[str]:
+        """Return the command of a run, which begins it or goes on with it."""
+        flags: dict[str, object] = {"seconds": self.marks[-1]}
+        if (folder / "config.json").exists():
+            flags |= {"resume": folder}
+        else:
+            flags |= {"seed": seed, "threads": threads, "out": folder, **self.given(folder.parent)}
+        words = [word for name, value in flags.items() for word in (f"--{name}", str(value))]
+        return [sys.executable, "-m", "tinkering", "evolve", "--no-report", *words]
+
+    def given(self, folder: Path) -> Flags:
+        """Return the flags, with the data where it is made beside the runs in this folder."""
+        if self.made is None:
+            return self.flags
+        return {**self.flags, "data": f"idx:{folder / 'data'}"}
+
+
+ROWS = (
+    Row("width-8", (120, 300, 900), seeds=(0, 1, 2, 3, 4)),
+    Row("reference", (900, 1800), {"width": 64}),
+    Row("accuracy", (600,), {"fitness": "accuracy"}),
+    Row("weights", (300, 900), {"strategy": "weights"}),
+    Row("activations", (300,), {"strategy": "activations"}),
+    Row("glyphs", (300,), made=(14_400, 1_800, "all")),
+    Row("full-size", (600,), made=(60_000, 2_000, "digits")),
+    Row("grown", (600, 1800), {"width": 64, "grow-from": 8}),
+)
+
+
+def quick(row: Row) -> Row:
+    """Return a row of some seconds, to see whether it works; its figures mean nothing."""
+    small = {"width": 2, "population": 8, "measure-every": 0}
+    flags = {**row.flags, **small}
+    if "grow-from" in flags:
+        flags["grow-from"] = 1
+    made = None if row.made is None else (100, 50, row.made[2])
+    return replace(row, marks=(1, 2), flags=flags, made=made, seeds=(0,))
+
+
+def main(words: Sequence[str] | None = None) -> int:
     flags = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    flags.add_argument("--seconds", type=float, nargs="+", default=[120.0])
-    flags.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    flags.add_argument("--flags", default="", help="of tinkering evolve, in one word")
+    flags.add_argument("--rows", default="", metavar="PATTERN", help="as benchmarks.bench has it")
+    flags.add_argument("--list", action="store_true", help="say which rows there are")
+    flags.add_argument("--quick", action="store_true", help="see whether it works, in seconds")
+    flags.add_argument("--jobs", type=int, default=1, help="runs at a time, which share the cores")
     flags.add_argument("--out", type=Path, default=Path("runs/learning"))
-    given = flags.parse_args()
-    runs = {
-        (seconds, seed): evolve(given.out / f"{seconds:g}s-seed{seed}", seconds, seed, given.flags)
-        for seconds in given.seconds
-        for seed in given.seeds
+    given = flags.parse_args(words)
+    rows = [quick(row) if given.quick else row for row in ROWS if matches(row.name, given.rows)]
+    if not rows:
+        flags.error(f"no row is called {given.rows}; --list says which there are")
+    if given.list:
+        for row in rows:
+            print(f"{row.name}: {row.said or 'no flags'}; {len(row.seeds)} seeds, {row.marks} s")
+        return 0
+    curves = run_all(rows, given.out, given.jobs)
+    print(f"\n{table([(row.name, row.said, row.marks, curves[row.name]) for row in rows])}")
+    print(f"\n{levels(curves)}\n\n{draw(curves, given.out / 'learning.png')}")
+    return 0 if all(len(curves[row.name]) == len(row.seeds) for row in rows) else 1
+
+
+def run_all(rows: Sequence[Row], out: Path, jobs: int) -> dict[str, list[Curve]]:
+    """Run what is not there yet, some at a time, and return the curves of each row."""
+    threads = max(1, (os.cpu_count() or 1) // jobs)
+    for row in rows:
+        data = out / row.name / "data"
+        if row.made is not None and not (data / "t10k-labels-idx1-ubyte.gz").exists():
+            print(glyphs.write(data, *row.made), flush=True)
+    with ThreadPoolExecutor(jobs) as pool:
+        runs = {
+            row.name: [pool.submit(partial(run, row, out, seed, threads)) for seed in row.seeds]
+            for row in rows
+        }
+        try:
+            folders = {name: [one.result() for one in some] for name, some in runs.items()}
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    return {
+        name: [curve(folder) for folder in some if folder is not None]
+        for name, some in folders.items()
     }
-    print(f"\ntinkering evolve {given.flags}".rstrip())
-    print("| seconds | seed | test accuracy | generations | forward passes |")
-    print("|---|---|---|---|---|")
-    for (seconds, seed), run in runs.items():
-        summary = json.loads((run / "summary.json").read_text())
-        print(
-            f"| {seconds:g} | {seed} | {100 * summary['test_accuracy']:.1f} % | "
-            f"{summary['generations']:,} | {summary['evaluations']:,} |"
-        )
-    print("\nforward passes until a test accuracy was first measured (the longest runs, median):")
-    longest = [run for (seconds, _), run in runs.items() if seconds == max(given.seconds)]
-    for level in LEVELS:
-        first = [images for run in longest if (images := images_until(run, level)) is not None]
-        if len(first) == len(longest):
-            print(f"  {100 * level:.0f} %: {median(first):,.0f}")
-    print(draw(longest, given.out / "learning.png"))
 
 
-def evolve(out: Path, seconds: float, seed: int, flags: str) -> Path:
-    """Run `tinkering evolve`, or take the run that is there."""
-    if not (out / "summary.json").exists():
-        command = [sys.executable, "-m", "tinkering", "evolve", "--seconds", f"{seconds:g}"]
-        command += ["--seed", str(seed), "--out", str(out), *shlex.split(flags)]
-        subprocess.run(command, check=True)
-    return out
+def run(row: Row, out: Path, seed: int, threads: int) -> Path | None:
+    """Run a seed of a row, or take what is there; return its folder, or None where it failed."""
+    folder = out / row.name / f"seed{seed}"
+    if (folder / "config.json").exists():
+        require_same(row, folder)
+    if not is_complete(folder, row.marks[-1]):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        log = folder.with_suffix(".log")
+        code = call(row.command(folder, seed, threads), log)
+        if code or not is_complete(folder, row.marks[-1]):
+            print(f"{folder} did not come to its end, see {log}", flush=True)
+            return None
+    print(folder, flush=True)
+    return folder
 
 
-def curve(run: Path) -> list[tuple[int, float, float]]:
-    """Return forward passes, seconds and test accuracy wherever it was measured."""
-    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [
-        (record["evaluations"], record["seconds"], record["test_accuracy"])
-        for record in records
-        if record.get("test_accuracy") is not None
-    ]
+def call(command: Sequence[str], log: Path) -> int:
+    """Run a command, add what it says to a file, and return its exit code."""
+    with log.open("a") as said:
+        return subprocess.run(command, stdout=said, stderr=subprocess.STDOUT).returncode
 
 
-def images_until(run: Path, level: float) -> int | None:
-    return next((images for images, _, accuracy in curve(run) if accuracy >= level), None)
+def is_complete(folder: Path, seconds: int) -> bool:
+    """Return whether a run ended after so much time."""
+    summary = folder / "summary.json"
+    return summary.exists() and json.loads(summary.read_text())["seconds"] >= seconds
 
 
-def draw(runs: list[Path], path: Path) -> Path:
-    figure = Figure(figsize=(9, 3.4), dpi=120, layout="constrained")
-    for axes, at, label, unit in zip(
-        figure.subplots(1, 2, sharey=True),
-        (0, 1),
-        ("forward passes (millions)", "minutes"),
-        (1e6, 60),
-        strict=True,
-    ):
-        for run in runs:
-            points = curve(run)
-            axes.plot([p[at] / unit for p in points], [100 * p[2] for p in points], label=run.name)
-        axes.set_xlabel(label)
-        axes.set_ylim(0, 100)
-        axes.grid(alpha=0.3)
-        axes.spines[["top", "right"]].set_visible(False)
-    figure.axes[0].set_ylabel("test accuracy (%)")
-    figure.axes[0].legend(frameon=False)
-    figure.savefig(path)
-    return path
+def require_same(row: Row, folder: Path) -> None:
+    """Refuse to take a run for one of a row with other flags."""
+    settings = json.loads((folder / "config.json").read_text())
+    for name, value in row.given(folder.parent).items():
+        found = settings.get(name.replace("-", "_"))
+        if found != value:
+            has = f"{folder} has --{name} {found}"
+            raise SystemExit(f"{has}, and {row.name} --{name} {value}; name another --out")
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
