@@ -222,7 +222,8 @@ def require_of_this_network(start: Any, state: Any, path: Path) -> None:
     """Refuse a checkpoint of a network that the settings do not lead to.
 
     Args:
-        start: the strategy's state before the first generation.
+        start: the strategy's state before the first generation, with parameters of the shapes
+            that they have in the generation of the checkpoint.
         state: that of the checkpoint.
         path: of the checkpoint.
 
@@ -234,8 +235,10 @@ def require_of_this_network(start: Any, state: Any, path: Path) -> None:
     expected = f"the parameters that {folder.CONFIG} leads to"
     for field in fields(start):
         needed, came = getattr(start, field.name), getattr(state, field.name)
-        if not isinstance(needed, Mapping) or not all(
-            isinstance(value, Tensor) for value in needed.values()
+        if (
+            not isinstance(needed, Mapping)
+            or not needed
+            or not all(isinstance(value, Tensor) for value in needed.values())
         ):
             continue
         if not isinstance(came, Mapping) or not all(
