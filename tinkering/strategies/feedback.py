@@ -139,3 +139,33 @@ class Feedback:
             before = learned.get(name, torch.zeros_like(mean))
             learned[name] = before.lerp(mean, min(1.0, share))
         return learned
+
+
+def learned_of_wide(
+    learned: Mapping[str, Tensor], channels: Mapping[str, int], wide: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """Return what is known of the layers of a network whose channels are there twice.
+
+    Either copy of a channel does half of what it did to the outputs, on average, with noise that
+    has the same cells.
+
+    Args:
+        learned: by layer, as `Feedback.learn` returns it.
+        channels: that a layer had, by the name of its weights.
+        wide: the weights of the network's layers after widening, by name.
+
+    Example:
+        >>> learned = {"a:result": torch.tensor([[4.0], [1.0]])}
+        >>> learned_of_wide(learned, {"a": 1}, {"a": torch.zeros(2, 3)})
+        {'a:result': tensor([[2., 2.],
+                [1., 1.]])}
+    """
+    found = {}
+    for layer, known in learned.items():
+        name = layer.split(":")[0]
+        if len(wide[name]) != channels[name]:
+            cells = known.view(len(known), -1, channels[name])  # channels last
+            known = torch.cat([cells, cells], 2).flatten(1)
+            known[:-1] /= 2
+        found[layer] = known
+    return found
