@@ -48,6 +48,8 @@ OTHER = {
     "rank": 9,
     "parents": 9,
     "elites": 9,
+    "grow_from": 9,
+    "grow_every": 9,
     "workers": 9,
     "ray_address": "auto",
     "gpus_per_worker": 0.9,

@@ -95,7 +95,7 @@ class TestHelp:
             "weights": ["antithetic", "rank"],
             "genetic": ["parents", "elites"],
         }
-        assert list(boxes) == ["", *own, "worker", "output"]
+        assert list(boxes) == ["", *own, "growing", "worker", "output"]
         assert {name: boxes[name] for name in own} == own
         shown = [flag.replace("-", "_") for box in boxes.values() for flag in box]
         assert shown == list(facts(Flags))

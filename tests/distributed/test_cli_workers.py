@@ -79,6 +79,17 @@ class TestSameRun:
         assert alone == beside
         assert metrics(tmp_path / "with")[0]["parts"] > 1
 
+    def test_of_a_network_that_grows(self, cluster, tmp_path, digits):
+        assert cluster.is_initialized()
+        flags = ["--width", "4", "--grow-from", "2", "--grow-every", "1"]
+        for out, more in (("alone", []), ("with", ["--workers", "2"])):
+            evolved(digits, tmp_path / out, "--strategy", "weights", *flags, *more)
+        for name in ("alone", "with"):
+            assert [line["width"] for line in metrics(tmp_path / name)] == [2, 4, 4]
+        model = "model.safetensors"
+        alone, beside = ((tmp_path / out / model).read_bytes() for out in ("alone", "with"))
+        assert alone == beside
+
     def test_begun_without_and_resumed_with_workers(self, cluster, tmp_path, digits, alone):
         assert cluster.is_initialized()
         evolved(digits, tmp_path, "--generations", "1")

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from tinkering.cli import ranges, room, workers
+from tinkering.cli import growing, ranges, room, workers
 from tinkering.cli.flag import facts
 from tinkering.cli.flags import Flags
 from tinkering.cli.recipes import RECIPES
@@ -57,6 +57,7 @@ def require_in_range(flags: Mapping[str, Any]) -> None:
         for name in ("workers", "threads_per_worker"):
             ranges.require_threads(name, flags[name])
     workers.are_asked_for(flags)
+    growing.require(flags)
     RECIPES[flags["strategy"]].strategy(flags)  # its own ranges; nothing is drawn yet
     if flags["learning_rate"] is not None:
         require_step("learning_rate", flags["learning_rate"], torch.float32)

@@ -14,6 +14,7 @@ from typing import Any
 from rich.console import Console
 from torch import Tensor, nn
 
+from tinkering.cli import network
 from tinkering.data import Dataset, Split
 from tinkering.runs import folder, report
 from tinkering.runs.evolve import Outcome
@@ -57,6 +58,7 @@ def conclude(
             "seconds": outcome.seconds,
             "generations": outcome.generations,
             "outcome": outcome.reason,
+            "width": network.width_of(params),
             "troubles": dict(outcome.troubles),
             "centre_sha256": sha256(params),
             **{name: settings[name] for name in _ALSO_IN_THE_SUMMARY},

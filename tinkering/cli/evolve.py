@@ -12,7 +12,7 @@ import torch
 from rich.console import Console
 
 from tinkering import data
-from tinkering.cli import checks, network, ranges, resume, settings, workers
+from tinkering.cli import checks, growing, network, ranges, resume, settings, workers
 from tinkering.cli.display import RunDisplay
 from tinkering.cli.ending import conclude, hint
 from tinkering.cli.flag import values
@@ -73,18 +73,20 @@ class _Run:
         self._dataset = dataset
         self._settings = settings.described(flags, dataset)
         self._recipe = RECIPES[flags["strategy"]]
-        self._strategy = self._recipe.strategy(flags)
-        self._model = network.initialise(self._settings["network"], flags["seed"])
+        shape = self._settings["network"]
+        self._strategy = growing.strategy(flags, shape)
+        first = growing.model(flags, shape, growing.width(flags, 0))
         self._events = EventFile(self.out) if flags["tensorboard"] else None
-        self._task = self._recipe.task(flags, self._model, dataset)
-        fixed = norm_scales(self._model)
-        evolving = {n: p.detach() for n, p in self._model.named_parameters() if n not in fixed}
+        self._task = growing.task(flags, shape, dataset)
+        fixed = norm_scales(first)
+        evolving = {n: p.detach() for n, p in first.named_parameters() if n not in fixed}
         self._start = self._strategy.init(evolving)
         self._checkpoints: Checkpoints[Any] = Checkpoints(
             self.out, self._start, flags["keep_checkpoints"]
         )
         # Refuses what cannot work before anything is written.
-        plan = self._task.plan(self._strategy.ask(self._start))
+        widest = growing.advanced(self._strategy, self._start, growing.until_widest(flags))
+        plan = self._task.plan(self._strategy.ask(widest))
         self._settings = {**self._settings, "plan": str(plan)}
 
     def begin(self) -> int:
@@ -104,7 +106,8 @@ class _Run:
             self._say("it is evaluated in other portions than before; see plan in config.json")
         found = self._checkpoints.newest(self._say) or Checkpoint(Progress(), self._start)
         place = self._checkpoints.path(found.progress.generation)
-        resume.require_of_this_network(self._start, found.state, place)
+        start = growing.advanced(self._strategy, self._start, found.progress.generation)
+        resume.require_of_this_network(start, found.state, place)
         resume.require_not_passed(before, self._limits, found.progress)
         last = _LAST if self._flags["report"] else (PREDICTIONS,)
         if all((self.out / name).exists() for name in last):
@@ -150,6 +153,8 @@ class _Run:
                     display.show,
                     self._warn,
                 ]
+                if flags["grow_from"] is not None:
+                    callbacks.insert(0, self._say_width)
                 if isinstance(evaluator, RayEvaluator):
                     callbacks.insert(0, lambda record: record.update(evaluator.exchange()))
                 if self._events is not None:
@@ -189,9 +194,13 @@ class _Run:
 
     def _conclude(self, outcome: Outcome[Any]) -> int:
         centre = self._strategy.centre(outcome.state)
-        tensors = {**self._model.state_dict(), **centre, **self._task.buffers(centre)}
+        width, last = network.width_of(centre), self._flags["width"]
+        if width < last:
+            self._say(f"it ended before it had grown: the network has width {width:,} of {last:,}")
+        model = growing.model(self._flags, self._settings["network"], width)
+        tensors = {**model.state_dict(), **centre, **self._task.buffers(centre)}
         return conclude(
-            self._console, self.out, outcome, self._model, tensors, self._dataset, self._settings
+            self._console, self.out, outcome, model, tensors, self._dataset, self._settings
         )
 
     def _print_what_runs(self) -> None:
@@ -199,10 +208,20 @@ class _Run:
         self._console.print(
             f"{dataset.name}: {len(dataset.train):,} training images, {len(dataset.test):,} held "
             f"out, {len(dataset.classes)} classes\n"
-            f"network: {sum(p.numel() for p in self._model.parameters()):,} parameters; "
+            f"network: {self._network_in_words()}; "
             f"{self._recipe.members(flags)}; {flags['threads']} threads, {flags['dtype']}",
             soft_wrap=True,
         )
+
+    def _network_in_words(self) -> str:
+        """Return how many parameters it has, or will have."""
+        flags = self._flags
+        counts = [
+            network.count_parameters(flags["blocks"], width, len(self._dataset.classes))
+            for width in network.widths(flags)
+        ]
+        last = f"{counts[-1]:,} parameters"
+        return f"{counts[0]:,}, and in the end {last}" if len(counts) > 1 else last
 
     def _warn(self, record: Record) -> None:
         """Say what went wrong and what to try, the first time that it does."""
@@ -210,6 +229,10 @@ class _Run:
             if trouble not in self._warned:
                 self._warned.add(trouble)
                 self._say(f"generation {record['generation']:,}, {trouble}. {ADVICE[trouble]}")
+
+    def _say_width(self, record: Record) -> None:
+        """Have the record of a generation say how wide its network was."""
+        record["width"] = growing.width(self._flags, record["generation"] - 1)
 
     def _say(self, what: str) -> None:
         self._console.print(f"note: {what}", soft_wrap=True)

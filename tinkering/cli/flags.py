@@ -112,6 +112,20 @@ class Genetic:
 
 @documented
 @dataclass(frozen=True)
+class Growing:
+    """A network that begins narrow, and is widened while it evolves."""
+
+    grow_from: Integer = flag(None, check=ranges.at_least_one)
+    """Width to begin with: --width halved, once or more. The network is given twice as many
+    channels, without a change of what it computes, until it has --width; a generation of a narrow
+    one takes less time. For feedback, activations and weights; --learning-rate and --cells are
+    those of the last width."""
+    grow_every: Integer = flag(None, check=ranges.at_least_one)
+    """Generations of each width but the last; 80 if there is --grow-from."""
+
+
+@documented
+@dataclass(frozen=True)
 class Workers:
     """Other processes, here or on a Ray cluster, evaluate in place of this one."""
 
@@ -210,5 +224,6 @@ class Flags:
     networks: Networks = section(Networks)
     weights: Weights = section(Weights)
     genetic: Genetic = section(Genetic)
+    growing: Growing = section(Growing)
     worker: Workers = section(Workers)
     output: Output = section(Output)

@@ -14,12 +14,56 @@ from tinkering.errors import ArgumentError, RunFolderError
 from tinkering.models import BasicBlock, SimpleResNet
 from tinkering.runs import folder
 
+FIRST = "conv1.weight"
+"""The first layer's weights, some for each channel of the first stage."""
+
 
 def build(settings: Mapping[str, Any]) -> SimpleResNet:
     """Return the `SimpleResNet` of ``{"blocks": [...], "width": ..., "classes": ...}``."""
     return SimpleResNet(
         BasicBlock, settings["blocks"], num_classes=settings["classes"], width=settings["width"]
     )
+
+
+def width_of(tensors: Mapping[str, Tensor]) -> int:
+    """Return the width of the `SimpleResNet` that has these parameters.
+
+    Raises:
+        KeyError: there is none that has.
+    """
+    return len(tensors[FIRST])
+
+
+def widths(settings: Mapping[str, Any]) -> list[int]:
+    """Return the widths that a run's network has, one after the other.
+
+    Args:
+        settings: ``width``, the last, and ``grow_from``, the first, None where it is the last.
+
+    Raises:
+        ArgumentError: (a ``ValueError``) doubling the first does not lead to the last.
+
+    Example:
+        >>> widths({"width": 64, "grow_from": 16})
+        [16, 32, 64]
+        >>> widths({"width": 20, "grow_from": 8})
+        Traceback (most recent call last):
+        tinkering.errors.ArgumentError: grow_from: needed --width of 20 halved once or more: 10 or
+        5, got 8.
+    """
+    last, first = settings["width"], settings["grow_from"]
+    if first is None:
+        return [last]
+    found = [last]
+    while found[0] > 1 and found[0] % 2 == 0:
+        found.insert(0, found[0] // 2)
+    if first not in found[:-1]:
+        smaller = " or ".join(map(str, reversed(found[:-1])))
+        needed = f"--width of {last} halved once or more: {smaller}"
+        if not smaller:
+            needed = f"a --width that can be halved, which {last} cannot"
+        raise ArgumentError("grow_from", needed, first)
+    return found[found.index(first) :]
 
 
 def count_parameters(blocks: Sequence[int], width: int, classes: int) -> int:
@@ -67,6 +111,7 @@ def load(run: Path) -> tuple[nn.Module, dict[str, Any]]:
         shape = settings["network"]
         if sum(map(abs, shape["blocks"])) > len(tensors):
             raise RunFolderError(run / folder.MODEL, described, f"{len(tensors)} tensors")
+        shape = {**shape, "width": _came_to(settings, tensors)}
         # Without memory: a file that was tampered with may describe a network of any size.
         with torch.device("meta"):
             model = build(shape)
@@ -87,6 +132,15 @@ def load(run: Path) -> tuple[nn.Module, dict[str, Any]]:
         raise RunFolderError(run / folder.MODEL, f"{described}: {expected}", found, NOT_TOGETHER)
     model.load_state_dict(tensors, assign=True)
     return model.eval(), settings
+
+
+def _came_to(settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> int:
+    """Return how wide a run's network was at its end, which may have come before the last width."""
+    last: int = settings["network"]["width"]
+    if settings.get("grow_from") is None or FIRST not in tensors:
+        return last
+    width = width_of(tensors)
+    return width if width in widths(settings) else last
 
 
 NOT_TOGETHER = f"The file and {folder.CONFIG} do not belong together."

@@ -22,6 +22,7 @@ from tinkering.evaluation.entry import fastest_dtype
 from tinkering.runs.report.settings import NOT_COMPARED
 
 DEFAULT_SECONDS = 120.0
+GROW_EVERY = 80
 
 
 def with_validation(dataset: Dataset, count: int) -> Dataset:
@@ -54,6 +55,9 @@ def resolve(given: Mapping[str, Any], dataset: Dataset) -> dict[str, Any]:
     name = f"{dataset.name}-w{width}-s{given['seed']}-{time.strftime('%Y%m%d-%H%M%S')}"
     dtype = str(fastest_dtype()) if given["dtype"] == "auto" else given["dtype"]
     without_limit = given["seconds"] is None and given["generations"] is None
+    every = given["grow_every"]
+    if given["grow_from"] is not None and every is None:
+        every = GROW_EVERY
     return {
         **{
             name: known.default(strategy, fitness, width) if given[name] is None else given[name]
@@ -61,6 +65,7 @@ def resolve(given: Mapping[str, Any], dataset: Dataset) -> dict[str, Any]:
             if known.saved
         },
         "seconds": DEFAULT_SECONDS if without_limit else given["seconds"],
+        "grow_every": every,
         "out": str(given["out"] or Path("runs", re.sub(r"[^\w.-]+", "-", name))),
         "dtype": dtype.removeprefix("torch."),
     }

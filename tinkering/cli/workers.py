@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tinkering import data
-from tinkering.cli import network, settings
-from tinkering.cli.recipes import RECIPES
+from tinkering.cli import growing, settings
 from tinkering.data.folder import PREFIX
 from tinkering.distributed.evaluator import RayEvaluator
 from tinkering.errors import ArgumentError
@@ -43,8 +42,7 @@ class MakeTask:
         if found != self.sha256:
             needed = f"the images that the run was begun with (SHA-256 {self.sha256})"
             raise ArgumentError("data", needed, f"others on {platform.node()} ({found})")
-        model = network.initialise(self.shape, self.flags["seed"])
-        return RECIPES[self.flags["strategy"]].task(self.flags, model, dataset)
+        return growing.task(self.flags, self.shape, dataset)
 
 
 def are_asked_for(flags: Mapping[str, Any]) -> bool:
