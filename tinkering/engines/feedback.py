@@ -94,7 +94,7 @@ class Feedback(Activations):
     def members(self, norms: Mapping[str, Norm], first: Passed) -> Runner:
         """Return what runs members from a layer on, with the statistics that norms had."""
         steps = self.steps
-        values = {**self._values, **statistics_of(steps, norms)}
+        values = {**self._values, **statistics_of(steps, norms, self._values)}
         later = [
             step for step in steps.fused if step in steps.steps[first.target.branch.position :]
         ]

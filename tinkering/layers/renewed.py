@@ -99,15 +99,24 @@ def norm_of(step: Fused) -> fx.Node | None:
 
 
 def statistics_of(
-    steps: Program, norms: Mapping[str, FixedNorm | RenewedNorm]
+    steps: Program, norms: Mapping[str, FixedNorm | RenewedNorm], values: Values
 ) -> dict[str, Tensor]:
-    """Return the mean and the variance of each norm that was renewed, by their placeholders."""
+    """Return the mean and the variance of each norm that was renewed, by their placeholders.
+
+    Args:
+        steps: the program.
+        norms: of its steps, by name.
+        values: the centre's weights.
+    """
     found = {}
     for step in steps.fused:
         norm, node = norms.get(name_of(step)), norm_of(step)
         if isinstance(norm, RenewedNorm) and node is not None:
             given = arguments(node)
-            found[given["running_mean"].name] = norm.mean
+            bias = None if step.layer is node else _value(step.given["bias"], values)
+            # The layer's bias was left out of what the norm saw.
+            mean = norm.mean if bias is None else norm.mean + bias
+            found[given["running_mean"].name] = mean
             found[given["running_var"].name] = norm.variance
     return found
 
