@@ -49,7 +49,7 @@ def main() -> None:
     strategy = EvolutionStrategy(
         Feedback(every=8), 0.004 * (8 / given.width) ** 0.5, decay=1000, optimiser=ADAM
     )
-    still = EvolutionStrategy(Feedback(every=8), learning_rate=lambda generation: 0.0)
+    still = EvolutionStrategy(Feedback(every=8), learning_rate=_no_step)
     state = still.init(start)
     for generation in range(LEARNS_FIRST):
         state = still.tell(state, learns.evaluate(still.ask(state), generation))
@@ -60,6 +60,11 @@ def main() -> None:
             evaluation = learns.evaluate(strategy.ask(state), state.generation)
             state = strategy.tell(state, evaluation)
         compare(model, task, state, known if until == 0 else state.learned, given)
+
+
+def _no_step(generation: int) -> float:
+    del generation
+    return 0.0
 
 
 def compare(

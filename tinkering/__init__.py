@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from tinkering.noise.kinds import Dense as Dense
     from tinkering.noise.kinds import LowRank as LowRank
     from tinkering.noise.kinds import Separable as Separable
+    from tinkering.population.fed_back import FedBackActivations as FedBackActivations
     from tinkering.population.perturbed import PerturbedPopulation as PerturbedPopulation
     from tinkering.population.perturbed_activations import (
         PerturbedActivations as PerturbedActivations,

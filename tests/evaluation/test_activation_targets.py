@@ -19,9 +19,7 @@ def images(count=3):
 
 def targets_of(model, x, names=None):
     steps = program(model, x)
-    state = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-    values = steps.captured.values({name: v.detach() for name, v in state.items()})
-    return find_targets(steps, held_parameters(model, x) if names is None else names, values)
+    return find_targets(steps, held_parameters(model, x) if names is None else names)
 
 
 def shares(targets):

@@ -62,15 +62,20 @@ def merged(parts: Sequence[Evaluation]) -> Evaluation:
             share = len(part.fitness) / len(fitness)
             for name, value in (part.gradient or {}).items():
                 gradient[name] += share * value
-    effects: dict[str, Effect] | None = None if parts[0].effects is None else {}
-    for part in parts:
-        for name, own in (part.effects or {}).items():
-            assert effects is not None
-            known = effects.get(name)
-            effects[name] = own if known is None else _added(known, own)
+    effects = None if parts[0].effects is None else _summed(parts)
     forwards = sum(part.forwards for part in parts)
     evaluations = sum(part.evaluations for part in parts)
     return Evaluation(fitness, gradient, forwards, evaluations, effects)
+
+
+def _summed(parts: Sequence[Evaluation]) -> dict[str, Effect]:
+    """Return the effects of all parts; a layer may have been tried in some of them only."""
+    effects: dict[str, Effect] = {}
+    for part in parts:
+        for name, own in (part.effects or {}).items():
+            known = effects.get(name)
+            effects[name] = own if known is None else _added(known, own)
+    return effects
 
 
 def _added(one: Effect, other: Effect) -> Effect:

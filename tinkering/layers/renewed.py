@@ -87,10 +87,10 @@ class RenewedLayers:
         )
         """Each computes a step; it is called with a dict, which is given its `RenewedNorm`."""
         for step in steps.fused:
-            if norm_of(step) is not None:
-                name = name_of(step)
+            name, norm = name_of(step), norm_of(step)
+            if norm is not None:
                 own = torch.float32 if steps.makes_output(step) else dtype
-                self.calls[name] = partial(_computed, _Layer(step, values, own), name)
+                self.calls[name] = partial(_computed, _Layer(step, norm, values, own), name)
 
 
 def norm_of(step: Fused) -> fx.Node | None:
@@ -124,11 +124,9 @@ def statistics_of(
 class _Layer:
     """A convolution or linear layer, or none, and the norm behind it."""
 
-    def __init__(self, step: Fused, values: Values, dtype: torch.dtype) -> None:
+    def __init__(self, step: Fused, norm: fx.Node, values: Values, dtype: torch.dtype) -> None:
         self._dtype, self._activation = dtype, step.activation
-        node = norm_of(step)
-        assert node is not None
-        given = arguments(node)
+        given = arguments(norm)
         self._weight, self._shift = (_value(given[key], values) for key in ("weight", "bias"))
         self._eps: float = given["eps"]
         self._layer: ConvLayer | LinearLayer | None = None
