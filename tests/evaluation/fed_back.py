@@ -1,6 +1,7 @@
 """Populations whose effect on the outputs is learned, and plain loops over their members."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -43,6 +44,21 @@ class Place:
     before: bool = False
     """Whether the module's input is the place, rather than what it returns."""
     rectified: bool = True
+    curve: Callable[[torch.Tensor], torch.Tensor] | None = None
+    """What is applied to each number behind it, if it is no rectifier."""
+
+    def amount(self, value, sigma):
+        spread = value if self.rectified or value.numel() == 1 else value - value.mean()
+        return sigma * spread.square().mean().sqrt()
+
+    def gate(self, value, sigma):
+        """How far noise on each number gets."""
+        if self.rectified:
+            return (value > 0).float()
+        if self.curve is None:
+            return torch.ones_like(value)
+        amount = self.amount(value, sigma)
+        return (self.curve(value + amount) - self.curve(value - amount)) / (2 * amount)
 
     @property
     def name(self):
@@ -153,7 +169,7 @@ class Loop:
             number, _ = cell_numbers(value, self.population.cells)
             known = learned[:-1] / (learned[-1] + LEAST * learned[-1].max())
             change = (slope @ known)[number]
-            change = torch.where(value > 0, change, 0.0) if place.rectified else change
+            change = change * place.gate(value, self.population.sigma)
             held = place.parameters(self.model)
             found = torch.autograd.grad((value * change.detach()).sum(), list(held.values()))
         for hook in hooks:
@@ -166,12 +182,11 @@ class Loop:
         _, value = through(self.model, image, place)
         number, count = cell_numbers(value, population.cells)
         signs = population.stream.signs(place.name, range(row, row + 1), count).float()[0]
-        spread = value if place.rectified or value.numel() == 1 else value - value.mean()
-        amount = population.sigma * spread.square().mean().sqrt()
+        amount, gate = place.amount(value, population.sigma), place.gate(value, population.sigma)
         open_ = (value > 0).float() if place.rectified else torch.ones_like(value)
         moved, _ = through(self.model, image, place, lambda v: v + amount * open_ * signs[number])
         response = (moved - logits).flatten() / amount
-        many = torch.zeros(count).index_add(0, number.flatten(), open_.flatten())
+        many = torch.zeros(count).index_add(0, number.flatten(), gate.flatten())
         noise = signs * many
         return torch.cat([torch.outer(response, noise), noise.square()[None]])
 

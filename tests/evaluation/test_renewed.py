@@ -146,11 +146,14 @@ class TestTheCentre:
 
 PERCEPTRON = [Place("3", ("1",), ("2",)), Place("4", ("4",), rectified=False)]
 DEPTHWISE = [
-    Place("1", ("0",), ("1",), rectified=False),
+    Place("1", ("0",), ("1",), rectified=False, curve=F.relu6),
     Place("5", ("3",), ("4",)),
-    Place("7", ("6",), ("7",), rectified=False),
+    Place("7", ("6",), ("7",), rectified=False, curve=F.silu),
 ]
-CONV1D = [Place("2", ("0",), ("1",)), Place("3", ("3",), rectified=False)]
+CONV1D = [
+    Place("2", ("0",), ("1",)),
+    Place("3", ("3",), rectified=False, curve=torch.tanh),
+]
 
 
 class TestMembers:

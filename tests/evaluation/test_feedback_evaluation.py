@@ -17,7 +17,10 @@ from tinkering.evaluation.entry import evaluate, forward
 from tinkering.evaluation.fitness import accuracy
 from tinkering.population import FedBackActivations
 
-PERCEPTRON = [Place("1", ("1",), rectified=False), Place("3", ("3",), rectified=False)]
+PERCEPTRON = [
+    Place("1", ("1",), rectified=False, curve=torch.tanh),
+    Place("3", ("3",), rectified=False),
+]
 
 
 class Blocks(nn.Module):
@@ -47,15 +50,15 @@ BLOCKS = [
     Place("last", ("last",), rectified=False),
 ]
 DEPTHWISE = [
-    Place("1", ("0",), ("1",), rectified=False),
+    Place("1", ("0",), ("1",), rectified=False, curve=F.relu6),
     Place("5", ("3",), ("4",)),
-    Place("7", ("6",), ("7",), rectified=False),
+    Place("7", ("6",), ("7",), rectified=False, curve=F.silu),
     Place("9", ("9",), rectified=False),
     Place("12", ("12",), rectified=False),
 ]
 CONV1D = [
     Place("2", ("0",), ("1",)),
-    Place("3", ("3",), rectified=False),
+    Place("3", ("3",), rectified=False, curve=torch.tanh),
     Place("6", ("6",), rectified=False),
 ]
 NETWORKS = [
