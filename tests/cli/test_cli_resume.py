@@ -18,8 +18,10 @@ from tinkering.runs import folder
 
 pytestmark = pytest.mark.usefixtures("same_threads")
 FLAGS = {
-    "activations": [],
-    "activations, accuracy": ["--fitness", "accuracy"],
+    "feedback": [],
+    "feedback, accuracy": ["--fitness", "accuracy"],
+    "activations": ["--strategy", "activations"],
+    "activations, accuracy": ["--strategy", "activations", "--fitness", "accuracy"],
     "weights": ["--strategy", "weights"],
     "genetic": ["--strategy", "genetic", "--parents", "2", "--elites", "1", "--images", "4"],
     "weights, pairs, renewed": [
@@ -214,12 +216,13 @@ class TestRefusals:
             (["--width", "8"], "width: needed 2, as the run was begun, got 8."),  # the default
             (["--seed", "0"], "seed: needed 1, as the run was begun, got 0."),  # the default
             (["--population=16"], "population: needed 8, as the run was begun, got 16."),
-            (["--group", "4"], "group: needed 8, as the run was begun, got 4."),
+            (["--images", "64"], "images: needed 128, as the run was begun, got 64."),
+            (["--cells", "9"], "cells: needed 512, as the run was begun, got 9."),
             (["--sigma", "0.2"], "sigma: needed 0.1, as the run was begun, got 0.2."),
             (["--learning-rate", "1"], "learning_rate: needed 0.004, as the run was begun, got"),
-            (["--decay", "9"], "decay: needed 200.0, as the run was begun, got 9.0."),
-            (["--averaging", "0.5"], "averaging: needed 0.98, as the run was begun, got 0.5."),
-            (["--strategy", "weights"], "strategy: needed activations, as the run was begun, got"),
+            (["--decay", "9"], "decay: needed 1000.0, as the run was begun, got 9.0."),
+            (["--averaging", "0.5"], "averaging: needed 0.99, as the run was begun, got 0.5."),
+            (["--strategy", "weights"], "strategy: needed feedback, as the run was begun, got"),
             (["--fitness", "accuracy"], "fitness: needed cross-entropy, as the run was begun"),
             (["--blocks", "1", "1", "1", "2"], "blocks: needed (1, 1, 1, 1), as the run was begun"),
             (["--shift", "0"], "shift: needed 2, as the run was begun, got 0."),
@@ -245,7 +248,7 @@ class TestRefusals:
         message = refused(["evolve", "--resume", run[0], "--generations", "9", *flags], capsys)
         whose = f"{flags[0][2:]}: needed --strategy weights, which it belongs to, got "
         assert message.startswith(whose)
-        assert message.endswith(" with --strategy activations.")
+        assert message.endswith(" with --strategy feedback.")
         assert contents(run[0]) == before
 
     def test_the_same_setting_may_be_given(self, copy):

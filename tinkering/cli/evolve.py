@@ -108,6 +108,8 @@ class _Run:
         place = self._checkpoints.path(found.progress.generation)
         start = growing.advanced(self._strategy, self._start, found.progress.generation)
         resume.require_of_this_network(start, found.state, place)
+        with resume.state_of(place):
+            self._task.plan(self._strategy.ask(found.state))
         resume.require_not_passed(before, self._limits, found.progress)
         last = _LAST if self._flags["report"] else (PREDICTIONS,)
         if all((self.out / name).exists() for name in last):

@@ -23,6 +23,8 @@ from tinkering.runs.evolve import Limits
 Command = TypeVar("Command", bound=Flags)
 _FACTS = facts(Flags)
 _MAY_CHANGE = frozenset(name for name, known in _FACTS.items() if known.may_change)
+_GROWS = ("learned",)
+"""Tensors of a state that there are none of at the start; the engine knows their shapes."""
 
 
 def saved_flags(run: Path, like: Command) -> Command:
@@ -245,10 +247,32 @@ def require_of_this_network(start: Any, state: Any, path: Path) -> None:
             isinstance(value, Tensor) for value in came.values()
         ):
             raise CheckpointError(path, f"{expected} as {field.name}", type(came).__name__)
+        if field.name in _GROWS:
+            continue
         difference = network.first_difference(needed, came)
         if difference is not None:
             said = f"{expected}: {difference[0]}"
             raise CheckpointError(path, said, difference[1], network.NOT_TOGETHER)
+
+
+@contextlib.contextmanager
+def state_of(path: Path) -> Iterator[None]:
+    """Have what is wrong with what a strategy learned be said of the checkpoint that it is from.
+
+    Args:
+        path: of the checkpoint.
+
+    Raises:
+        CheckpointError: the body met something learned that is not of this network.
+    """
+    try:
+        yield
+    except ArgumentError as error:
+        argument, needed, came, _ = error.args
+        if argument not in _GROWS:
+            raise
+        said = f"as {argument} {needed}"
+        raise CheckpointError(path, said, str(came), network.NOT_TOGETHER) from error
 
 
 def require_same_data(before: Mapping[str, Any], sha256: str) -> None:

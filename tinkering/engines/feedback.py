@@ -13,6 +13,7 @@ Feedback weights that are learned by node perturbation: Lansdell, Prakash and Ko
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
@@ -61,6 +62,21 @@ class Feedback(Activations):
         if len(self._steps.outputs) != 1:
             needed = "a module that returns one tensor, [batch, ...]"
             raise ArgumentError("model", needed, f"one that returns {len(self._steps.outputs)}")
+        self._require_learned_here()
+
+    def _require_learned_here(self) -> None:
+        """Refuse what was learned of another network, before anything runs."""
+        outputs = math.prod(self.steps.outputs[0].meta["val"].shape[1:])
+        results = {target.name: target.step.last.meta["val"] for target in self.targets}
+        for name, learned in self.fed_back.learned.items():
+            needed, found = "layers of this network", f"{name!r:.80}"
+            if name in results:
+                shape = [outputs + 1, cells_of(results[name], self.fed_back.cells).count]
+                if list(learned.shape) == shape and learned.dtype == torch.float32:
+                    continue
+                needed = f"float32 of shape {shape} for {name!r}"
+                found = f"{str(learned.dtype).removeprefix('torch.')} of {list(learned.shape)}"
+            raise ArgumentError("learned", needed, found)
 
     def plan(self, batch: Batch, budget: int | None, keeps_outputs: bool, may_keep: bool) -> Plan:
         """Return how a batch would be evaluated; nothing is kept of it."""
@@ -188,10 +204,6 @@ class _Part:
         learned = self._population.learned.get(name)
         if learned is None:
             return torch.zeros(outputs, cells.count)
-        needed = (outputs + 1, cells.count)
-        if learned.shape != needed:
-            found = f"{list(learned.shape)} for {name!r}"
-            raise ArgumentError("learned", f"what was learned of this network, {needed}", found)
         squares = learned[-1]
         return learned[:-1] / (squares + _LEAST * squares.max()).clamp(min=1e-30)
 
