@@ -42,6 +42,7 @@ OTHER = {
     "shaping": "rank",
     "blur": 0.9,
     "readings": 9,
+    "cells": 9,
     "images": 9,
     "statistics": "renewed",
     "antithetic": True,
@@ -115,6 +116,23 @@ class TestStrategies:
         ("strategy", "expected"),
         [
             (
+                "feedback",
+                {
+                    "population": (16, 16),
+                    "sigma": (0.1, 0.1),
+                    "learning_rate": (0.004, 0.004),
+                    "decay": (1000.0, 1000.0),
+                    "averaging": (0.99, 0.99),
+                    "shaping": ("raw", "relative"),
+                    "blur": (0.0, 2.0),
+                    "readings": (64, 1024),
+                    "cells": (512, 512),
+                    "images": (128, 128),
+                    "statistics": ("renewed", "renewed"),
+                    "shift": (2, 2),
+                },
+            ),
+            (
                 "activations",
                 {
                     "population": (512, 512),
@@ -171,9 +189,11 @@ class TestStrategies:
     @pytest.mark.parametrize(("width", "step"), [(2, 0.004), (8, 0.004), (16, 0.002), (64, 0.0005)])
     def test_a_wider_network_takes_smaller_steps(self, width, step):
         known = FACTS["learning_rate"]
+        by_the_root = (step * 0.004) ** 0.5  # where norms are renewed
         for strategy in known.defaults:
+            needed = pytest.approx(by_the_root if strategy == "feedback" else step)
             for fitness in ("cross-entropy", "accuracy"):
-                assert known.default(strategy, fitness, width) == step
+                assert known.default(strategy, fitness, width) == needed
 
     def test_every_recipe_is_a_strategy(self):
         assert {*RECIPES} <= {*STRATEGIES}
