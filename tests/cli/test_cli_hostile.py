@@ -73,7 +73,7 @@ class TestSettingsOfAFolder:
         ("changes", "said"),
         [
             ({"population": 8 * 10**12}, "for population about "),
-            ({"population": 7}, "for population a multiple of the group of 8, found 7."),
+            ({"population": 7}, "for population a multiple of the 128 images, or a part of "),
             ({"population": None}, "a usable population, found None."),
             ({"blocks": [1, 1, 1, 10**9]}, "for blocks fewer, of a network that "),
             ({"blocks": [1, 1, 0, 1]}, "for blocks four numbers of at least 1, one a stage, found"),
@@ -257,8 +257,8 @@ class TestFlags:
         out = tmp_path / "run"
         words = ["evolve", "--data", digits, *TINY, "--strategy", "weights", "--blur", "0"]
         assert refused([*words, "--out", out], capsys) == (
-            "blur: needed --strategy activations, which it belongs to, got 0.0 with --strategy "
-            "weights."
+            "blur: needed --strategy feedback or activations, which it belongs to, got 0.0 with "
+            "--strategy weights."
         )
         assert not out.exists()
 
