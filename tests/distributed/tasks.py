@@ -19,6 +19,7 @@ from tinkering.evaluation.batchnorm import norm_scales
 from tinkering.models import BasicBlock, SimpleResNet
 from tinkering.strategies.activations import Activations
 from tinkering.strategies.evolution_strategy import EvolutionStrategy
+from tinkering.strategies.feedback import Feedback
 from tinkering.strategies.genetic_algorithm import GeneticAlgorithm
 from tinkering.strategies.weights import Weights
 from tinkering.tasks.classification import Classification
@@ -101,6 +102,7 @@ TASKS = {
     "one batch": lambda: weights(group=None, batch=8),
     "eight images": lambda: weights(group=2, batch=8),
     "activations": lambda: Classification(resnet(), digits(), batch=40),
+    "feedback": lambda: Classification(resnet(), digits(), batch=160, statistics="renewed"),
     "genetic": Distance,
     "obedient": Obedient,
 }
@@ -147,13 +149,14 @@ STRATEGIES = {
     "groups": _evolution(group=4, antithetic=False),
     "one batch": _evolution(shaping="rank"),
     "activations": EvolutionStrategy(Activations(0.1, samples=2), learning_rate=0.01),
+    "feedback": EvolutionStrategy(Feedback(cells=32, every=2), learning_rate=0.01),
     "genetic": GeneticAlgorithm(population=30, sigma=0.1, parents=4, elites=2),
 }
 
 
 def start_of(name):
     """The state that a strategy begins with."""
-    model = resnet() if name == "activations" else network()
+    model = resnet() if name in ("activations", "feedback") else network()
     params = {n: p.detach() for n, p in model.named_parameters() if n not in norm_scales(model)}
     return STRATEGIES[name].init({"vector": torch.ones(5)} if name == "genetic" else params)
 
