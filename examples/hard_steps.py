@@ -2,7 +2,7 @@
 
 Each class has 15 voters among the last units, and its logit counts them. Moving a weight a little
 changes nothing, so backpropagation has nothing to follow. Evolution only asks which members were
-fitter. Two ways to make members are shown: noise on the weights, and noise on activations.
+fitter. Three ways are shown: noise on the weights, noise on activations, and learned feedback.
 
 Run it with ``python examples/hard_steps.py``; ``--short`` stops after a few generations.
 """
@@ -15,7 +15,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tinkering import Activations, Classification, EvolutionStrategy, Weights, constant
+from tinkering import (
+    Activations,
+    Classification,
+    EvolutionStrategy,
+    Feedback,
+    Weights,
+    constant,
+)
 from tinkering.data import load
 
 VOTERS = 15
@@ -63,9 +70,16 @@ def main() -> None:
         learning_rate=constant(0.004),
         optimiser=partial(torch.optim.Adam, betas=(0.9, 0.99)),
     )
+    feedback = EvolutionStrategy(
+        Feedback(sigma=0.3),
+        learning_rate=0.004,
+        averaging=0.99,
+        optimiser=partial(torch.optim.Adam, betas=(0.9, 0.99)),
+    )
     ways = [
         ("noise on weights", weights, Classification(model, digits, group=8), 300),
         ("noise on activations", activations, Classification(model, digits, batch=256), 400),
+        ("learned feedback", feedback, Classification(model, digits, batch=256, shift=2), 800),
     ]
     improved = True
     for name, strategy, task, generations in ways:

@@ -39,7 +39,7 @@ class TestEvolve:
         keys |= {"fitness_low", "fitness_high"}
         assert [set(line) for line in lines] == [keys | {"test_accuracy", "test_loss"}] * 3
         assert [line["generation"] for line in lines] == [1, 2, 3]
-        assert [line["evaluations"] for line in lines] == [81, 162, 243]
+        assert [line["evaluations"] for line in lines] == [192, 320, 448]
         assert sorted(line["seconds"] for line in lines) == [line["seconds"] for line in lines]
         assert all(line["fitness_mean"] <= line["fitness_best"] <= 0 for line in lines)
 
@@ -216,7 +216,7 @@ class TestEvolve:
             ), line
         summary = json.loads((out / "summary.json").read_text())
         assert lines[-4].startswith(
-            "Ended by --generations after 3 generations, 243 forward passes, "
+            "Ended by --generations after 3 generations, 448 forward passes, "
         )
         assert lines[-4].endswith(
             f"test accuracy {100 * summary['test_accuracy']:.2f} %, "
@@ -281,8 +281,14 @@ class TestMistakes:
     @pytest.mark.parametrize(
         ("flags", "start"),
         [
-            (["--population", "7"], "population: needed a multiple of the group of 8, got 7."),
-            (["--group", "1"], "group: needed an integer of at least 2, got 1."),
+            (
+                ["--strategy", "activations", "--population", "7"],
+                "population: needed a multiple of the group of 8, got 7.",
+            ),
+            (
+                ["--strategy", "activations", "--group", "1"],
+                "group: needed an integer of at least 2, got 1.",
+            ),
             (["--validation", "40"], "validation: needed an integer from 0 to 39, got 40."),
             (
                 ["--strategy", "weights", "--antithetic"],

@@ -89,8 +89,9 @@ class TestHelp:
             elif flag := re.match("[│ ] --([a-z][a-z-]+)", line):
                 box.append(flag[1])
         own = {
-            "evolution-strategy": ["group", "learning-rate", "decay", "averaging", "shaping"],
+            "evolution-strategy": ["learning-rate", "decay", "averaging", "shaping"],
             "activations": ["blur", "readings"],
+            "feedback": ["cells"],
             "networks": ["images", "statistics"],
             "weights": ["antithetic", "rank"],
             "genetic": ["parents", "elites"],
@@ -100,5 +101,12 @@ class TestHelp:
         shown = [flag.replace("-", "_") for box in boxes.values() for flag in box]
         assert shown == list(facts(Flags))
         said = " ".join(re.sub("[│╭╮╰╯─]", " ", printed).split())
-        for only in ("activations or weights", "activations", "weights or genetic", "genetic"):
+        for only in (
+            "feedback or activations or weights",
+            "feedback or activations",
+            "feedback",
+            "feedback or weights or genetic",
+            "weights",
+            "genetic",
+        ):
             assert f"Only with --strategy {only}. " in said

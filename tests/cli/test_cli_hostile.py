@@ -400,11 +400,11 @@ class TestLimits:
         config = json.loads((copy / "config.json").read_text())
         assert config["generations"] == 5
         assert re.fullmatch(
-            r"tinkering evolve --data idx:\S+ --width 2 --blocks 1 1 1 1 --strategy activations "
+            r"tinkering evolve --data idx:\S+ --width 2 --blocks 1 1 1 1 --strategy feedback "
             r"--population 8 --sigma 0\.1 --fitness cross-entropy --shift 2 --generations 3 "
-            r"--measure-every 0\.0 --validation 0 --seed 1 --threads 1 --dtype \w+ --group 8 "
-            r"--learning-rate 0\.004 --decay 200\.0 --averaging 0\.98 --shaping raw --blur 0\.0 "
-            r"--readings 1",
+            r"--measure-every 0\.0 --validation 0 --seed 1 --threads 1 --dtype \w+ "
+            r"--learning-rate 0\.004 --decay 1000\.0 --averaging 0\.99 --shaping raw --blur 0\.0 "
+            r"--readings 64 --cells 512 --images 128 --statistics renewed",
             config["command"],
         )
         page = (copy / "report.html").read_text()

@@ -19,14 +19,14 @@ from tinkering.errors import ArgumentError, ClusterError
 
 pytestmark = pytest.mark.usefixtures("same_threads")
 # Forty images: three parts.
-RUN = [*TINY, "--population", "80", "--no-report"]
+RUN = [*TINY, "--population", "128", "--no-report"]
 AGENTS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")
 """They look after a killed driver only once in a minute or so."""
 COUNTED = {"workers", "bytes_sent", "bytes_received", "parts", "parts_repeated", "workers_lost"}
 
 
 def evolved(digits, out, *words):
-    group = [] if "genetic" in words else ["--group", "2"]
+    group = ["--group", "2"] if {"weights", "activations"}.intersection(words) else []
     code, printed = quiet(["evolve", "--data", digits, *RUN, *group, *words, "--out", out])
     assert code == 0, printed
     return printed
@@ -159,7 +159,7 @@ class Started:
 
     def __init__(self, digits, out, generations):
         self.out = out
-        words = ["evolve", "--data", digits, *RUN, "--group", "2", "--generations", generations]
+        words = ["evolve", "--data", digits, *RUN, "--generations", generations]
         words += ["--workers", "1", "--out", out]
         kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
         self.process = subprocess.Popen(

@@ -128,7 +128,8 @@ class Loop:
             own, slope = self.slope(logits, row, y[i : i + 1], fitness)
             worth.append(own)
             forwards, evaluations = forwards + 1, evaluations + 1
-            part = row // population.images_a_part
+            start = next(p.start for p in population.parts(len(x)) if i < p.stop)
+            part = math.ceil((population.first + start) / population.images_a_part)
             for number, place in enumerate(self.places):
                 for name, value in self.carried(place, image, slope / len(x)).items():
                     gradient[name] += value

@@ -26,6 +26,7 @@ from tinkering.runs.recorder import Recorder
 
 PAGE = os.sysconf("SC_PAGE_SIZE")
 MIB = 1 << 20
+STRATEGIES = ("feedback", "activations", "weights")
 
 
 def resident():
@@ -102,7 +103,7 @@ def judge(memory, files, seconds, computed, slower):
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--generations", type=int, default=20_000)
-    parser.add_argument("--strategy", choices=("activations", "weights"), default="activations")
+    parser.add_argument("--strategy", choices=STRATEGIES, default="feedback")
     parser.add_argument("--slower", type=float, default=1.1, help="times as slow, at most")
     given = parser.parse_args()
     lines, kept = judge(*endure(given.generations, given.strategy), given.slower)

@@ -32,7 +32,11 @@ from tinkering.tasks.classification import Classification
 
 GENERATIONS = 8
 LAST = ("predictions.safetensors",)
-FLAGS = {"activations": [], "weights": ["--strategy", "weights", "--sigma", "0.02"]}
+FLAGS = {
+    "feedback": [],
+    "activations": ["--strategy", "activations"],
+    "weights": ["--strategy", "weights", "--sigma", "0.02"],
+}
 MOMENTS = (
     "half a line written",
     "after a line",

@@ -24,6 +24,7 @@ from tinkering.graph.signature import sign
 from tinkering.models import BasicBlock, SimpleResNet
 
 MIB = 1 << 20
+STRATEGIES = ("feedback", "activations", "weights")
 
 
 def in_one_piece(width, population):
@@ -56,7 +57,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--width", type=int, default=8)
     parser.add_argument("--population", type=int, default=8192)
-    parser.add_argument("--strategy", choices=("activations", "weights"), default="weights")
+    parser.add_argument("--strategy", choices=STRATEGIES, default="weights")
     given = parser.parse_args()
     torch.set_num_threads(1)
     left, needed, plan = complete(given.width, given.population, given.strategy)

@@ -26,7 +26,7 @@ def printed(script, *words):
 
 
 def test_kills():
-    said = printed("kills.py", "--kills", 10, "--strategies", "activations")
+    said = printed("kills.py", "--kills", 10, "--strategies", "feedback")
     assert re.search(r"^all +10$", said, re.MULTILINE)
     assert "checkpoints that could not be read: 0" in said
     (again,) = re.findall(r"computed again after a kill: at most (\d+)", said)

@@ -9,6 +9,7 @@ from tinkering.noise import Dense, LowRank
 from tinkering.runs.evolve import Limits, evolve
 from tinkering.strategies.activations import Activations
 from tinkering.strategies.evolution_strategy import EvolutionStrategy
+from tinkering.strategies.feedback import Feedback
 from tinkering.strategies.genetic_algorithm import GeneticAlgorithm
 from tinkering.strategies.groups import Group
 from tinkering.strategies.schedules import cosine, inverse_sqrt
@@ -37,6 +38,7 @@ STRATEGIES = {
         shaping="rank",
     ),
     "activations": EvolutionStrategy(Activations(samples=4), cosine(0.05, 6, 0.01)),
+    "feedback": EvolutionStrategy(Feedback(), cosine(0.05, 6, 0.01)),
     "genetic algorithm": GeneticAlgorithm(population=12, sigma=0.1, parents=4, elites=2),
 }
 

@@ -17,11 +17,12 @@ from problems import run as solve
 from torch import nn
 
 from tinkering import evaluate
-from tinkering.engines.evaluation import Evaluation
+from tinkering.engines.evaluation import Effect, Evaluation
 from tinkering.noise import Dense, LowRank, Separable
 from tinkering.population import CountedPopulation
 from tinkering.strategies.activations import Activations
 from tinkering.strategies.evolution_strategy import EvolutionStrategy
+from tinkering.strategies.feedback import Feedback
 from tinkering.strategies.genetic_algorithm import GeneticAlgorithm
 from tinkering.strategies.groups import Group
 from tinkering.strategies.schedules import cosine
@@ -37,12 +38,12 @@ def genetic_algorithm(**own):
     return lambda **changes: GeneticAlgorithm(**{**settings, **own, **changes})
 
 
-def activations(**own):
+def activations(perturb, **own):
     settings = {"learning_rate": 0.1, "averaging": 0.8, "decay": 10.0}
 
     def make(population=MEMBERS, **changes):
         del population  # how many there are depends on what they are evaluated on
-        return EvolutionStrategy(Activations(samples=4), **{**settings, **own, **changes})
+        return EvolutionStrategy(perturb, **{**settings, **own, **changes})
 
     return make
 
@@ -76,7 +77,11 @@ TARGET = 0.01
 
 counted = pytest.mark.parametrize("make", STRATEGIES.values(), ids=STRATEGIES.keys())
 """Strategies whose populations have members that can be counted."""
-STRATEGIES_OF_ALL = {**STRATEGIES, "evolution strategy, activations": activations()}
+STRATEGIES_OF_ALL = {
+    **STRATEGIES,
+    "evolution strategy, activations": activations(Activations(samples=4)),
+    "evolution strategy, feedback": activations(Feedback()),
+}
 every = pytest.mark.parametrize("make", STRATEGIES_OF_ALL.values(), ids=STRATEGIES_OF_ALL.keys())
 
 
@@ -124,7 +129,8 @@ def evaluation_of(population, fitness=None):
         name: torch.randn(p.shape, generator=generator).to(p) - p
         for name, p in population.params.items()
     }
-    return Evaluation(fitness, gradient)
+    effect = Effect(torch.randn(3, 5, generator=generator), members=12)
+    return Evaluation(fitness, gradient, effects={"layer": effect})
 
 
 def run(strategy, state, generations):

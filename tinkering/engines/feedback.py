@@ -163,7 +163,7 @@ class _Part:
     def _tries(self, number: int) -> bool:
         """Return whether members try the noise of a layer: another one in each part."""
         population = self._population
-        part = self._first // population.images_a_part
+        part = -(-self._first // population.images_a_part)  # parts are no larger than that
         turn = number + part + int(population.stream.generation)
         return bool(turn % population.every == 0)
 

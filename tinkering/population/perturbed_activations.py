@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from typing import ClassVar, NoReturn
 
 from jaxtyping import Float
@@ -115,11 +116,18 @@ class PerturbedActivations:
     def parts(self, examples: int) -> list[slice]:
         """Return the examples whose estimates are summed at a time, before those of all are.
 
-        They depend on nothing but the number of examples, so a sum has the same bits however many
-        threads and processes take part.
+        They are of about the same size, and depend on nothing but the number of examples, so a sum
+        has the same bits however many threads and processes take part.
+
+        Example:
+            >>> from tinkering.strategies.shaping import raw
+            >>> population = PerturbedActivations({"p": Tensor()}, 2, 0.1, Stream(0, 0), raw)
+            >>> population.parts(20)
+            [slice(0, 10, None), slice(10, 20, None)]
         """
-        starts = range(0, examples, self.images_a_part)
-        return [slice(at, min(at + self.images_a_part, examples)) for at in starts]
+        count = -(-examples // self.images_a_part)
+        bounds = [examples * at // max(1, count) for at in range(count + 1)]
+        return [slice(*pair) for pair in pairwise(bounds)]
 
     def with_buffers(self, buffers: Mapping[str, Tensor]) -> PerturbedActivations:
         """Return the same members with other buffers, such as fresh BatchNorm statistics."""
