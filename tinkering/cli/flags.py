@@ -81,7 +81,7 @@ class Networks:
     """Every member is a network of its own."""
 
     images: Integer = flag(None, check=ranges.at_least_one, feedback=128, weights=1, genetic=64)
-    """Images that a member sees in a generation."""
+    """Images that a member sees in a generation; for feedback, that a generation has."""
     statistics: Annotated[Statistics | None, choices(Statistics)] = flag(
         None, feedback="renewed", weights="fixed", genetic="fixed"
     )
@@ -182,15 +182,16 @@ class Flags:
     blocks: tuple[int, int, int, int] = flag((1, 1, 1, 1), check=ranges.counts_of_stages)
     """Residual blocks in each stage."""
     strategy: Literal["feedback", "activations", "weights", "genetic"] = flag("feedback")
-    """What evolves: a network whose activations are perturbed, which learns fastest; one whose
-    weights are; or the weights of the fittest networks, which are copied and mutated."""
+    """What evolves: a network whose activations are perturbed, by learned feedback, which learns
+    fastest, or by their fitness alone; one whose weights are; or the weights of the fittest
+    networks, which are copied and mutated."""
     population: Integer = flag(None, feedback=16, activations=512, weights=1024, genetic=256)
-    """Members a generation; for activations, at each layer."""
+    """Members a generation; for feedback and activations, at each layer."""
     group: Integer = flag(None, activations=8, weights=8)
     """Members that see the same images, and are compared with each other. With --strategy weights
     it may be all of them."""
     sigma: Float = flag(None, feedback=0.1, activations=0.1, weights=0.005, genetic=0.01)
-    """Size of a perturbation of a weight; for activations, in units of their root mean square."""
+    """Size of a perturbation of a weight; of an activation, by its root mean square."""
     fitness: Literal["cross-entropy", "accuracy"] = flag("cross-entropy")
     """What members are rated for: minus cross-entropy, or being right."""
     shift: Annotated[int | None, metavar("PIXELS")] = flag(
