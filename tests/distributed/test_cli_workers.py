@@ -18,7 +18,7 @@ from tinkering.cli.workers import MakeTask
 from tinkering.errors import ArgumentError, ClusterError
 
 pytestmark = pytest.mark.usefixtures("same_threads")
-# Forty images: three parts.
+# 128 images: two parts.
 RUN = [*TINY, "--population", "128", "--no-report"]
 AGENTS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")
 """They look after a killed driver only once in a minute or so."""
@@ -65,7 +65,7 @@ class TestSameRun:
         for line, other in zip(lines, before, strict=True):
             assert line.keys() - other.keys() == COUNTED
             assert 0 < line["bytes_sent"] < 200_000
-            assert (line["parts"], line["workers_lost"]) == (3, 0)
+            assert (line["parts"], line["workers_lost"]) == (2, 0)
             same = ("generation", "evaluations", "fitness_mean", "fitness_best", "fitness_low")
             assert [line[name] for name in same] == [other[name] for name in same]
 
