@@ -18,6 +18,7 @@ from tinkering.engines.planning import Chosen, make_plan
 from tinkering.errors import ArgumentError
 from tinkering.graph.signature import batch_of, sign, with_members
 from tinkering.population import StackedPopulation
+from tinkering.ranges import require_at_least
 
 ParamsAndBuffers = tuple[Mapping[str, Tensor], Mapping[str, Tensor]]
 """A parameter set as ``torch.func`` wants it: ``(parameters by name, buffers by name)``."""
@@ -106,8 +107,7 @@ def get_parallel_forward_pass_fn(
             "(0, None) for one batch shared by all members or (0, 0) for a batch each",
             in_dims,
         )
-    if chunk_size is not None and chunk_size < 1:
-        raise ArgumentError("chunk_size", "an integer of at least 1", chunk_size)
+    require_at_least(1, chunk_size=chunk_size)
 
     def forward_one(params_and_buffers: ParamsAndBuffers, x: Tensor) -> Tensor:
         logits: Tensor = functional_call(model, params_and_buffers, (x,))  # type: ignore[arg-type]

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tinkering.errors import ArgumentError
+from tinkering.ranges import require_at_least, require_not_negative
 
 try:
     import resource
@@ -22,8 +23,7 @@ _MAPPINGS_OF_A_THREAD = 2
 
 def at_least_one(name: str, value: int) -> None:
     """Refuse an integer below 1."""
-    if value < 1:
-        raise ArgumentError(name, "an integer of at least 1", value)
+    require_at_least(1, **{name: value})
 
 
 def counts_of_stages(name: str, value: Sequence[int]) -> None:
@@ -41,8 +41,7 @@ def generation_number(name: str, value: int) -> None:
 
 def share(name: str, value: float) -> None:
     """Refuse a number below 0, or one that is not finite."""
-    if not 0 <= value < float("inf"):
-        raise ArgumentError(name, "a finite number of at least 0", value)
+    require_not_negative(**{name: value})
 
 
 def waiting_time(name: str, value: float) -> None:

@@ -15,12 +15,13 @@ from tinkering.engines.rating import Fitness
 from tinkering.errors import ArgumentError
 from tinkering.evaluation.fitness import accuracy, negative_cross_entropy
 from tinkering.noise import LowRank
+from tinkering.ranges import require_at_least, require_positive
 from tinkering.strategies.activations import Activations
 from tinkering.strategies.evolution_strategy import EvolutionStrategy
 from tinkering.strategies.feedback import Feedback
 from tinkering.strategies.genetic_algorithm import GeneticAlgorithm
 from tinkering.strategies.perturbation import Perturbation
-from tinkering.strategies.schedules import Schedule, inverse_sqrt, require_positive
+from tinkering.strategies.schedules import Schedule, inverse_sqrt
 from tinkering.strategies.weights import Weights
 from tinkering.tasks.classification import Classification
 
@@ -45,8 +46,7 @@ class Recipe:
 
 def _groups(settings: Settings) -> int:
     population, group = settings["population"], settings["group"]
-    if group < 2:
-        raise ArgumentError("group", "an integer of at least 2", group)
+    require_at_least(2, group=group)
     if population < group or population % group:
         raise ArgumentError("population", f"a multiple of the group of {group}", population)
     return int(population // group)

@@ -11,7 +11,7 @@ from jaxtyping import Int64
 from torch import Tensor
 
 from tinkering.data.shuffle import Purpose, check_seed, permutation
-from tinkering.errors import ArgumentError
+from tinkering.ranges import require_at_least
 
 
 @dataclass(frozen=True)
@@ -45,9 +45,7 @@ class BatchOrder:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, value in (("examples", self.examples), ("batch", self.batch)):
-            if value < 1:
-                raise ArgumentError(name, "an integer of at least 1", value)
+        require_at_least(1, examples=self.examples, batch=self.batch)
         check_seed(self.seed)
 
     def order(self, generation: int) -> Int64[Tensor, " batch"]:
@@ -59,8 +57,7 @@ class BatchOrder:
         Raises:
             ArgumentError: (a ``ValueError``) `generation` is negative.
         """
-        if generation < 0:
-            raise ArgumentError("generation", "an integer of at least 0", generation)
+        require_at_least(0, generation=generation)
         position, end = generation * self.batch, (generation + 1) * self.batch
         pieces = []
         while position < end:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from tinkering.data.shuffle import Purpose, check_seed
 from tinkering.errors import ArgumentError
+from tinkering.ranges import require_at_least
 
 
 @dataclass(frozen=True)
@@ -39,8 +40,7 @@ class Shifts:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.most < 0:
-            raise ArgumentError("shift", "an integer of at least 0", self.most)
+        require_at_least(0, shift=self.most)
         check_seed(self.seed)
 
     def require_visible(self, height: int, width: int) -> None:

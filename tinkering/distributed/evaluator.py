@@ -27,6 +27,7 @@ from tinkering.distributed.pool import Resources, Say, WorkerPool
 from tinkering.distributed.round import Round
 from tinkering.engines.evaluation import Evaluation, merged
 from tinkering.errors import ArgumentError, ClusterError
+from tinkering.ranges import require_at_least, require_not_negative
 
 PARTS_A_WORKER = 4
 """Small enough that another worker can take one over, large enough to be worth the way."""
@@ -101,12 +102,8 @@ class RayEvaluator:
         say: Say | None = None,
         here: Task | None = None,
     ) -> None:
-        for name, count in (("workers", workers), ("threads", threads)):
-            if count is not None and count < 1:
-                raise ArgumentError(name, "an integer of at least 1", count)
-        if not 0 <= gpus_per_worker < float("inf"):
-            needed = "a finite number of at least 0"
-            raise ArgumentError("gpus_per_worker", needed, gpus_per_worker)
+        require_at_least(1, workers=workers, threads=threads)
+        require_not_negative(gpus_per_worker=gpus_per_worker)
         if not 0 < timeout < float("inf"):
             raise ArgumentError("timeout", "a finite number of seconds above 0", timeout)
         self._task = divisible(make_task() if here is None else here)

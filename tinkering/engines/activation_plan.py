@@ -48,14 +48,7 @@ def make_activation_plan(
     shared = [one.step for target in targets for one in target.sharing]
     each = sum(memory.size_of(step.source) + memory.size_of(step.last) for step in shared)
     kept = images * each + 2 * weights
-    while kept + threads * rows * members * peak > budget and rows > 1:
-        rows //= 2
-    while kept + threads * rows * members * peak > budget and threads > 1:
-        threads //= 2
-    needed = kept + threads * rows * members * peak
-    if needed > budget:
-        advice = "Give it more, or fewer members an example, or fewer examples."
-        raise ArgumentError("memory", f"at least {needed:,} bytes", f"{budget:,}", advice)
+    rows, threads, needed = _fitting(kept, members * peak, rows, threads, budget)
     return Plan("activations", REASON, Tiles(members, rows, threads), dtype, needed, budget)
 
 
@@ -80,11 +73,30 @@ def make_part_plan(
     readings = 4 * population.readings * one.output
     each = max(parts, default=0) * (8 * one.values + population.samples * one.peak + readings)
     threads = max(1, min(torch.get_num_threads(), len(parts)))
-    while weights + threads * (each + 3 * weights) > budget and threads > 1:
-        threads //= 2
-    needed = weights + threads * (each + 3 * weights)
-    if needed > budget:
-        advice = "Give it more, or fewer members an example."
-        raise ArgumentError("memory", f"at least {needed:,} bytes", f"{budget:,}", advice)
+    _, threads, needed = _fitting(weights, each + 3 * weights, 1, threads, budget)
     tiles = Tiles(population.samples, max(parts, default=0), threads)
     return Plan("feedback", REASON, tiles, dtype, needed, budget)
+
+
+def _fitting(kept: int, each: int, rows: int, threads: int, budget: int) -> tuple[int, int, int]:
+    """Return rows, threads and the bytes they take: halved until they fit, rows first.
+
+    Args:
+        kept: bytes that are taken whatever they are.
+        each: bytes of a row on a thread.
+        rows: on a thread, at most.
+        threads: at most.
+        budget: bytes.
+
+    Raises:
+        ArgumentError: (a ``ValueError``) not even a row on one thread fits.
+    """
+    needed = kept + threads * rows * each
+    if needed <= budget:
+        return rows, threads, needed
+    if rows > 1:
+        return _fitting(kept, each, rows // 2, threads, budget)
+    if threads > 1:
+        return _fitting(kept, each, rows, threads // 2, budget)
+    advice = "Give it more, or fewer members an example, or fewer examples."
+    raise ArgumentError("memory", f"at least {needed:,} bytes", f"{budget:,}", advice)

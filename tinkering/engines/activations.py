@@ -32,8 +32,9 @@ from tinkering.engines.activation_targets import Norm, Target, find_targets, fix
 from tinkering.engines.branches import (
     Passed,
     centre_pass,
+    flattened,
+    in_shape_of,
     members_pass,
-    pixels_last,
     size_of_result,
 )
 from tinkering.engines.evaluation import Evaluation, merged
@@ -43,7 +44,7 @@ from tinkering.engines.rating import Rater, rated
 from tinkering.engines.thread_pool import map_in_order
 from tinkering.errors import ArgumentError, UnsupportedLayerError
 from tinkering.graph.activation import rectifier_of
-from tinkering.graph.branch import for_each_example, pixels_first
+from tinkering.graph.branch import for_each_example
 from tinkering.graph.program import Program
 from tinkering.graph.runner import Runner
 from tinkering.graph.signature import Batch
@@ -102,16 +103,16 @@ class Activations:
         if not job.batch.is_shared:
             advice = "Every member is the centre on a single example."
             raise ArgumentError("in_dims", "(0, None) for perturbed activations", "others", advice)
-        self.job, self._population, self._steps = job, population, steps
+        self.job, self.population, self.steps = job, population, steps
         state = job.own | dict(population.params) | dict(population.buffers)
-        self._values = steps.captured.values(state)
-        self._targets = _targets_of(steps, tuple(population.params))
+        self.values = steps.captured.values(state)
+        self.targets = _targets_of(steps, tuple(population.params))
 
     def plan(self, batch: Batch, budget: int | None, keeps_outputs: bool, may_keep: bool) -> Plan:
         """Return how a batch would be evaluated; nothing is kept of it."""
         del keeps_outputs, may_keep
         many = batch.examples
-        return make_activation_plan(self.job, self._population, self._targets, many, budget)
+        return make_activation_plan(self.job, self.population, self.targets, many, budget)
 
     def outputs(self, batch: Batch, plan: Plan) -> NoReturn:
         """Refuse: what members return is rated at once.
@@ -123,7 +124,7 @@ class Activations:
         raise ArgumentError(
             "population",
             "members that see the whole batch",
-            type(self._population).__name__,
+            type(self.population).__name__,
             "A member of these sees a single example: evaluate rates them.",
         )
 
@@ -137,23 +138,23 @@ class Activations:
             rater: of a member, which sees a single example.
             plan: how many examples at a time.
         """
-        layers = UnperturbedLayers(self._steps, self._values, self.job.dtype)
-        centre = Runner(self._steps, self._values, layers.keeping)
-        members = Runner(self._steps, self._values, layers.calls)
-        run = _Run(centre, members, self._targets, self._population, rater)
+        layers = UnperturbedLayers(self.steps, self.values, self.job.dtype)
+        centre = Runner(self.steps, self.values, layers.keeping)
+        members = Runner(self.steps, self.values, layers.calls)
+        run = _Run(centre, members, self.targets, self.population, rater)
         tiles = [
             [
                 slice(at, min(at + plan.tiles.images, part.stop))
                 for at in range(part.start, part.stop, plan.tiles.images)
             ]
-            for part in self._population.parts(batch.examples)
+            for part in self.population.parts(batch.examples)
         ]
         threads = plan.tiles.threads
         one = partial(_tile, run, batch)
         done = iter(list(map_in_order(one, chain.from_iterable(tiles), threads)))
         portions = [list(islice(done, len(part))) for part in tiles]
-        norms = fixed_norms(self._steps, self._values)
-        evaluated = partial(_evaluation, self._targets, self._population, norms)
+        norms = fixed_norms(self.steps, self.values)
+        evaluated = partial(_evaluation, self.targets, self.population, norms)
         return merged(list(map_in_order(evaluated, portions, threads)))
 
 
@@ -231,7 +232,7 @@ class _Run:
         members, stream = self._population.samples, self._population.stream
         target, result = centre.target, centre.result
         rectified = target.step.activation is not None
-        flat = pixels_first(result).flatten(1)
+        flat = flattened(result)
         amount = self._population.sigma * size_of_result(flat.float(), rectified)
         mask = (flat > 0) if rectified else torch.ones_like(flat, dtype=torch.bool)
         first, count = self._population.first + part.start, part.stop - part.start
@@ -243,14 +244,14 @@ class _Run:
         results = members_pass(
             self._members,
             centre,
-            pixels_last(moved.flatten(0, 1), result),
+            in_shape_of(result, moved.flatten(0, 1)),
             partial(for_each_example, times=members),
         )
         worth = self._rated(results, part, blur).view(count, members)
         weights = self._population.utilities(worth).to(signs.dtype)
         change = torch.bmm(weights.unsqueeze(1), signs).squeeze(1).float()
         change = torch.where(mask, change / (members * amount), 0.0)
-        return _Portion(worth, pixels_last(change, result), centre.given)
+        return _Portion(worth, in_shape_of(result, change), centre.given)
 
     def _rated(self, results: list[Tensor], part: slice, blur: Tensor) -> Tensor:
         """Return what members' results are worth, which may be read several times each."""

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, fx
 
 from tinkering.engines.activation_targets import Target
-from tinkering.graph.branch import pixels_first
 from tinkering.graph.program import Fused, name_of
 from tinkering.graph.runner import Runner
 
@@ -88,7 +87,14 @@ def size_of_result(flat: Tensor, rectified: bool) -> Tensor:
     return torch.where(size > 0, size, 1.0)
 
 
-def pixels_last(flat: Tensor, like: Tensor) -> Tensor:
-    """Return numbers in the order of `pixels_first` in the shape of a value."""
-    value = flat.reshape(-1, *pixels_first(like).shape[1:])
-    return value if pixels_first(like) is like else value.permute(0, 3, 1, 2)
+def flattened(result: Tensor) -> Tensor:
+    """Return the numbers of each image's result, ``[images, numbers]``, channels last."""
+    return (result.permute(0, 2, 3, 1) if result.dim() == 4 else result).flatten(1)
+
+
+def in_shape_of(result: Tensor, flat: Tensor) -> Tensor:
+    """Return numbers in the order of `flattened`, in the shape of a layer's result."""
+    if result.dim() != 4:
+        return flat.reshape(-1, *result.shape[1:])
+    _, channels, height, width = result.shape
+    return flat.reshape(-1, height, width, channels).permute(0, 3, 1, 2)

@@ -24,7 +24,14 @@ from torch import Tensor
 from tinkering.engines.activation_plan import make_part_plan
 from tinkering.engines.activation_targets import Norm, fixed_norms
 from tinkering.engines.activations import Activations
-from tinkering.engines.branches import Passed, centre_pass, members_pass, size_of_result
+from tinkering.engines.branches import (
+    Passed,
+    centre_pass,
+    flattened,
+    in_shape_of,
+    members_pass,
+    size_of_result,
+)
 from tinkering.engines.cells import Cells, cells_of
 from tinkering.engines.evaluation import Effect, Evaluation, merged
 from tinkering.engines.job import Job, widened
@@ -58,10 +65,10 @@ class Feedback(Activations):
 
     def __init__(self, job: Job, population: FedBackActivations) -> None:
         super().__init__(job, population)
-        self.fed_back, self.steps, self.targets = population, self._steps, self._targets
-        if len(self._steps.outputs) != 1:
+        self.fed_back = population
+        if len(self.steps.outputs) != 1:
             needed = "a module that returns one tensor, [batch, ...]"
-            raise ArgumentError("model", needed, f"one that returns {len(self._steps.outputs)}")
+            raise ArgumentError("model", needed, f"one that returns {len(self.steps.outputs)}")
         self._require_learned_here()
 
     def _require_learned_here(self) -> None:
@@ -91,7 +98,7 @@ class Feedback(Activations):
             rater: of a member, which sees a single example.
             plan: how many parts of them at a time.
         """
-        steps, values, dtype = self._steps, self._values, self.job.dtype
+        steps, values, dtype = self.steps, self.values, self.job.dtype
         fixed = None if self.fed_back.renewed else UnperturbedLayers(steps, values, dtype)
         calls: Mapping[str, FusedCall] = (
             RenewedLayers(steps, values, dtype).calls if fixed is None else fixed.keeping
@@ -110,7 +117,7 @@ class Feedback(Activations):
     def members(self, norms: Mapping[str, Norm], first: Passed) -> Runner:
         """Return what runs members from a layer on, with the statistics that norms had."""
         steps = self.steps
-        values = {**self._values, **statistics_of(steps, norms, self._values)}
+        values = {**self.values, **statistics_of(steps, norms, self.values)}
         later = [
             step for step in steps.fused if step in steps.steps[first.target.branch.position :]
         ]
@@ -188,7 +195,7 @@ class _Part:
 
     def _change(self, at: Passed, slope: Tensor) -> Tensor:
         """Return how fitness changes with a layer's result, carried back from the outputs."""
-        flat = _channels_last(at.result).flatten(1)
+        flat = flattened(at.result)
         cells = cells_of(at.result, self._population.cells)
         known = self._known(at.target.name, slope.shape[1], cells)
         change = cells.spread((slope @ known).to(flat.dtype))
@@ -197,7 +204,7 @@ class _Part:
         elif at.target.curve is not None:
             amount = self._population.sigma * size_of_result(flat.float(), rectified=False)
             change = change * _steepness(at.target.curve, flat.float(), amount).to(change)
-        return _in_shape_of(at.result, change)
+        return in_shape_of(at.result, change)
 
     def _known(self, name: str, outputs: int, cells: Cells) -> Tensor:
         """Return the average Jacobian ``[outputs, cells]``; zeros where nothing was learned."""
@@ -219,7 +226,7 @@ class _Part:
         population, samples = self._population, self._population.samples
         rectified = at.target.step.activation is not None
         spread = partial(_of_members, samples)
-        flat = _channels_last(at.result).flatten(1)
+        flat = flattened(at.result)
         amount = spread(population.sigma * size_of_result(flat.float(), rectified))
         flat = spread(flat)
         cells = cells_of(at.result, population.cells)
@@ -227,7 +234,7 @@ class _Part:
         signs = population.stream.signs(at.target.name, rows, cells.count).float()
         noise = cells.spread((amount * signs).to(flat.dtype))
         moved = flat + (_where_open(noise, flat) if rectified else noise)
-        (result,) = members_pass(runner, at, _in_shape_of(at.result, moved), spread)
+        (result,) = members_pass(runner, at, in_shape_of(at.result, moved), spread)
         response = (widened(result).flatten(1) - spread(outputs)) / amount
         finite = response.isfinite().all(1, keepdim=True)
         response = torch.where(finite, response, 0.0)
@@ -239,16 +246,6 @@ class _Part:
         tried = signs * cells.summed(gate)
         total = torch.cat([response.T @ tried, tried.square().sum(0, keepdim=True)])
         return Effect(total, len(rows))
-
-
-def _channels_last(value: Tensor) -> Tensor:
-    return value.permute(0, 2, 3, 1) if value.dim() == 4 else value
-
-
-def _in_shape_of(result: Tensor, flat: Tensor) -> Tensor:
-    """Return numbers in the order of channels last in the shape of a layer's result."""
-    value = flat.view(-1, *_channels_last(result).shape[1:])
-    return value.permute(0, 3, 1, 2) if result.dim() == 4 else value
 
 
 def _of_members(samples: int, value: Tensor) -> Tensor:

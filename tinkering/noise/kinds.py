@@ -11,9 +11,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tinkering.errors import ArgumentError
 from tinkering.noise.factors import DenseFactors, Factors, LowRankFactors, SeparableFactors
 from tinkering.noise.stream import Stream
+from tinkering.ranges import require_at_least
 
 
 @runtime_checkable
@@ -86,7 +86,7 @@ class LowRank:
     rank: int = 1
 
     def __post_init__(self) -> None:
-        _check_rank(self.rank)
+        require_at_least(1, rank=self.rank)
 
     def count(self, shape: Sequence[int]) -> int:
         """Return the numbers of both factors, or the entries where those are fewer."""
@@ -143,7 +143,7 @@ class Separable:
     rank: int = 1
 
     def __post_init__(self) -> None:
-        _check_rank(self.rank)
+        require_at_least(1, rank=self.rank)
 
     def count(self, shape: Sequence[int]) -> int:
         """Return the numbers of all factors, or the entries where those are fewer."""
@@ -168,11 +168,6 @@ class Separable:
         """Return how many numbers each factor has, of a weight with several taps."""
         out, inputs, *kernel = shape
         return [self.rank * out, self.rank * math.prod(kernel), self.rank * inputs]
-
-
-def _check_rank(rank: int) -> None:
-    if rank < 1:
-        raise ArgumentError("rank", "an integer of at least 1", rank)
 
 
 def _shared_variance(left: Tensor, rank: int) -> Tensor:

@@ -8,8 +8,8 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from tinkering.errors import ArgumentError
 from tinkering.population.perturbed_activations import PerturbedActivations
+from tinkering.ranges import require_at_least
 
 
 @dataclass(frozen=True)
@@ -45,9 +45,7 @@ class FedBackActivations(PerturbedActivations):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("cells", "every"):
-            if getattr(self, name) < 1:
-                raise ArgumentError(name, "an integer of at least 1", getattr(self, name))
+        require_at_least(1, cells=self.cells, every=self.every)
 
     @property
     def likeness(self) -> Hashable:

@@ -26,6 +26,7 @@ from tinkering.noise import (
 )
 from tinkering.population.member import Members, ParamsAndBuffers
 from tinkering.population.stacked import StackedPopulation
+from tinkering.ranges import require_at_least, require_not_negative
 from tinkering.required import require_floating_point, require_kind, require_named
 
 Sigma = float | Mapping[str, float]
@@ -106,8 +107,7 @@ class PerturbedPopulation(Members):
             )
         if not 0 <= seed < 2**64:
             raise ArgumentError("seed", "an integer from 0 to 2^64 - 1", seed)
-        if generation < 0:
-            raise ArgumentError("generation", "an integer of at least 0", generation)
+        require_at_least(0, generation=generation)
         self.template, self.buffers = None, {}
         if isinstance(model, nn.Module):
             self.template = model
@@ -277,8 +277,7 @@ def _checked(sigma: Sigma, params: Mapping[str, Tensor]) -> Sigma:
     """
     if not isinstance(sigma, Mapping):
         require_kind("sigma", sigma, Real, "a number, or one for each parameter")
-        if not 0 <= sigma < float("inf"):
-            raise ArgumentError("sigma", "a finite number of at least 0", sigma)
+        require_not_negative(sigma=sigma)
         return float(sigma)
     for name in params:
         if name not in sigma:

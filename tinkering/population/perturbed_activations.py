@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from tinkering.errors import ArgumentError
 from tinkering.noise import Stream
 from tinkering.population.member import ParamsAndBuffers
+from tinkering.ranges import require_at_least, require_not_negative, require_positive
 
 Utilities = Callable[[Float[Tensor, "examples samples"]], Float[Tensor, "examples samples"]]
 """Fitness of each example's members at a layer -> what each member's noise is weighted with."""
@@ -78,15 +79,10 @@ class PerturbedActivations:
     def __post_init__(self) -> None:
         if not self.params:
             raise ArgumentError("params", "at least one parameter that evolves", "none")
-        if self.samples < self.fewest_samples:
-            needed = f"an integer of at least {self.fewest_samples}"
-            raise ArgumentError("samples", needed, self.samples)
-        if not 0 < self.sigma < float("inf"):
-            raise ArgumentError("sigma", "a finite number above 0", self.sigma)
-        if not 0 <= self.blur < float("inf"):
-            raise ArgumentError("blur", "a finite number of at least 0", self.blur)
-        if self.readings < 1:
-            raise ArgumentError("readings", "an integer of at least 1", self.readings)
+        require_at_least(self.fewest_samples, samples=self.samples)
+        require_at_least(1, readings=self.readings)
+        require_positive("sigma", self.sigma)
+        require_not_negative(blur=self.blur)
 
     @property
     def template(self) -> nn.Module | None:

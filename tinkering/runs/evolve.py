@@ -17,6 +17,7 @@ from torch import Tensor
 
 from tinkering.engines.evaluation import Evaluation
 from tinkering.errors import ArgumentError
+from tinkering.ranges import require_not_negative
 from tinkering.runs.checkpoint import Progress
 from tinkering.runs.interrupt import Interrupt
 from tinkering.runs.watch import Watch
@@ -72,10 +73,8 @@ class Limits:
     def __post_init__(self) -> None:
         if self.seconds is None and self.generations is None:
             raise ArgumentError("seconds", "a limit: seconds, generations or both", None)
-        for name in ("seconds", "generations", "measure_every"):
-            value = getattr(self, name)
-            if value is not None and not 0 <= value < float("inf"):
-                raise ArgumentError(name, "a finite number of at least 0", value)
+        limits = {"seconds": self.seconds, "generations": self.generations}
+        require_not_negative(**limits, measure_every=self.measure_every)
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,9 @@ from torch import Tensor
 from tinkering.engines.evaluation import Evaluation
 from tinkering.errors import ArgumentError
 from tinkering.population import PerturbedActivations
+from tinkering.ranges import require_at_least, require_not_negative, require_positive
 from tinkering.strategies.perturbation import Generation
-from tinkering.strategies.schedules import LARGEST_FLOAT, Schedule, require_positive, value_at
+from tinkering.strategies.schedules import LARGEST_FLOAT, Schedule, value_at
 from tinkering.strategies.shaping import SHAPINGS, Compared
 from tinkering.strategies.told import finite_fitness
 
@@ -71,14 +72,11 @@ class Activations:
     def __post_init__(self) -> None:
         if not callable(self.sigma):
             require_positive("sigma", self.sigma, LARGEST_FLOAT)
-        if self.samples < 2:
-            raise ArgumentError("samples", "an integer of at least 2", self.samples)
-        if not 0 <= self.blur < float("inf"):
-            raise ArgumentError("blur", "a finite number of at least 0", self.blur)
+        require_at_least(2, samples=self.samples)
+        require_at_least(1, readings=self.readings)
+        require_not_negative(blur=self.blur)
         if self.blur:
             require_positive("blur", self.blur, LARGEST_FLOAT)
-        if self.readings < 1:
-            raise ArgumentError("readings", "an integer of at least 1", self.readings)
 
     @property
     def compared(self) -> Compared:

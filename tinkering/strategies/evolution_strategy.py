@@ -18,10 +18,11 @@ from tinkering.engines.thread_pool import one_thread_inside
 from tinkering.errors import ArgumentError
 from tinkering.noise import Stream
 from tinkering.population import Population
+from tinkering.ranges import require_positive
 from tinkering.required import require_floating_point, require_named
 from tinkering.strategies.groups import Group, group_of_each
 from tinkering.strategies.perturbation import Generation, Perturbation
-from tinkering.strategies.schedules import Schedule, inverse_sqrt, require_positive, value_at
+from tinkering.strategies.schedules import Schedule, inverse_sqrt, value_at
 from tinkering.strategies.shaping import SHAPINGS
 from tinkering.strategies.stepping import MakeOptimiser, fresh_optimiser, stepped
 from tinkering.strategies.told import Told, as_evaluation

@@ -18,9 +18,10 @@ from torch import Tensor
 from tinkering.engines.evaluation import Evaluation
 from tinkering.errors import ArgumentError
 from tinkering.population import FedBackActivations
+from tinkering.ranges import require_at_least, require_not_negative, require_positive
 from tinkering.strategies.activations import estimate_of, require_same_sigma
 from tinkering.strategies.perturbation import Generation
-from tinkering.strategies.schedules import LARGEST_FLOAT, Schedule, require_positive, value_at
+from tinkering.strategies.schedules import LARGEST_FLOAT, Schedule, value_at
 from tinkering.strategies.shaping import SHAPINGS, Compared
 
 
@@ -76,11 +77,10 @@ class Feedback:
     def __post_init__(self) -> None:
         if not callable(self.sigma):
             require_positive("sigma", self.sigma, LARGEST_FLOAT)
-        for name, least in (("samples", 1), ("every", 1), ("cells", 1), ("readings", 2)):
-            if getattr(self, name) < least:
-                needed = f"an integer of at least {least}"
-                raise ArgumentError(name, needed, getattr(self, name))
+        require_at_least(1, samples=self.samples, every=self.every, cells=self.cells)
+        require_at_least(2, readings=self.readings)
         require_positive("window", self.window)
+        require_not_negative(blur=self.blur)
         if self.blur:
             require_positive("blur", self.blur, LARGEST_FLOAT)
 

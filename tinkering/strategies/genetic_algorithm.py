@@ -16,8 +16,9 @@ from tinkering.engines.evaluation import Evaluation
 from tinkering.errors import ArgumentError
 from tinkering.noise import Dense, Noise
 from tinkering.population import Chain, Mutation, SeedChainPopulation
+from tinkering.ranges import require_positive
 from tinkering.required import require_floating_point
-from tinkering.strategies.schedules import LARGEST_FLOAT, Schedule, require_positive, value_at
+from tinkering.strategies.schedules import LARGEST_FLOAT, Schedule, value_at
 from tinkering.strategies.told import Told, as_evaluation, finite_fitness
 
 

@@ -9,6 +9,7 @@ from fnmatch import fnmatchcase
 
 from tinkering.errors import ArgumentError
 from tinkering.population.patterns import require_matches
+from tinkering.ranges import require_not_negative
 
 
 @dataclass(frozen=True)
@@ -31,8 +32,7 @@ class Group:
     step: float | int = 1.0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.sigma < math.inf:
-            raise ArgumentError("Group.sigma", "a finite number of at least 0", self.sigma)
+        require_not_negative(**{"Group.sigma": self.sigma})
         if not 0 < self.step < math.inf:
             advice = "Group(sigma=0) keeps parameters as they are."
             raise ArgumentError("Group.step", "a finite number above 0", self.step, advice)

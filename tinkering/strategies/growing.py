@@ -11,6 +11,7 @@ from tinkering.engines.evaluation import Evaluation
 from tinkering.errors import ArgumentError
 from tinkering.noise import Stream
 from tinkering.population import Population
+from tinkering.ranges import require_at_least
 from tinkering.strategies.evolution_strategy import EvolutionState, EvolutionStrategy
 from tinkering.strategies.feedback import learned_of_wide
 from tinkering.strategies.widening import widened
@@ -58,8 +59,7 @@ class Growing:
         if not self.stages or len(self.stages) != len(self.shapes) + 1:
             needed = f"{len(self.shapes) + 1}, one more than there are shapes"
             raise ArgumentError("stages", needed, len(self.stages))
-        if self.every < 1:
-            raise ArgumentError("every", "an integer of at least 1", self.every)
+        require_at_least(1, every=self.every)
 
     def init(self, params: Mapping[str, Tensor]) -> EvolutionState:
         """Return the state before the first generation, around the narrowest network.

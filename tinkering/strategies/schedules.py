@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from tinkering.errors import ArgumentError
+from tinkering.ranges import require_at_least, require_positive
 
 LARGEST_FLOAT = (2 - 2**-23) * 2.0**127
 """Of float32, 3.4e38: noise is drawn in float32, and is never larger."""
@@ -108,8 +109,7 @@ class cosine:
 
     def __post_init__(self) -> None:
         require_positive("value", self.value)
-        if self.generations < 1:
-            raise ArgumentError("generations", "an integer of at least 1", self.generations)
+        require_at_least(1, generations=self.generations)
         if not 0 <= self.last <= self.value:
             raise ArgumentError("last", f"a number from 0 to value, {self.value}", self.last)
         if not 0 <= self.warmup < self.generations:
@@ -161,15 +161,3 @@ def value_at(
         needed = f"a finite number {bound} from its schedule in generation {generation}"
         raise ArgumentError(argument, needed, came)
     return came
-
-
-def require_positive(argument: str, value: float, most: float = math.inf) -> None:
-    """Refuse what is not a finite number above 0, or is above `most`.
-
-    Raises:
-        ArgumentError: (a ``ValueError``) it is.
-    """
-    if not 0 < value < math.inf:
-        raise ArgumentError(argument, "a finite number above 0", value)
-    if value > most:
-        raise ArgumentError(argument, f"a number above 0 and at most {most:.4g}", value)

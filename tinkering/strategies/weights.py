@@ -15,8 +15,9 @@ from tinkering.engines.thread_pool import map_in_order, one_thread_inside
 from tinkering.errors import ArgumentError
 from tinkering.noise import LowRank, Noise
 from tinkering.population import PerturbedPopulation
+from tinkering.ranges import require_at_least, require_positive
 from tinkering.strategies.perturbation import Generation
-from tinkering.strategies.schedules import LARGEST_FLOAT, Schedule, require_positive, value_at
+from tinkering.strategies.schedules import LARGEST_FLOAT, Schedule, value_at
 from tinkering.strategies.shaping import (
     SHAPINGS,
     Compared,
@@ -83,9 +84,9 @@ class Weights:
             if self.group != 2:
                 advice = "Groups of another size need antithetic=False."
                 raise ArgumentError("group", "2, because pairs are antithetic", self.group, advice)
-        elif self.group < 2:
-            raise ArgumentError("group", "an integer of at least 2", self.group)
-        elif self.population < 1 or self.population % self.group:
+            return
+        require_at_least(2, group=self.group)
+        if self.population < 1 or self.population % self.group:
             needed = f"a multiple of {self.group}, because members are compared in groups of it"
             raise ArgumentError("population", needed, self.population)
 

@@ -9,6 +9,7 @@ from torch import Tensor
 from tinkering.data import BatchOrder, Shifts, Split
 from tinkering.errors import ArgumentError
 from tinkering.population import CountedPopulation
+from tinkering.ranges import require_at_least
 
 
 @dataclass(frozen=True)
@@ -44,10 +45,7 @@ class Batches:
     _shifts: Shifts = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        for name in ("group", "batch"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ArgumentError(name, "an integer of at least 1", value)
+        require_at_least(1, group=self.group, batch=self.batch)
         object.__setattr__(self, "_shifts", Shifts(self.shift, self.seed))
 
     def of_all(self, generation: int, part: slice = slice(None)) -> tuple[Tensor, Tensor]:
