@@ -27,7 +27,7 @@ def require_at_least(least: int, **given: int | None) -> None:
             raise ArgumentError(name, f"an integer of at least {least}", value)
 
 
-def require_not_negative(**given: float | None) -> None:
+def require_not_negative(**given: int | float | None) -> None:
     """Refuse what is below 0, or not finite; None is no number, and passes.
 
     Raises:
@@ -38,7 +38,7 @@ def require_not_negative(**given: float | None) -> None:
             raise ArgumentError(name, "a finite number of at least 0", value)
 
 
-def require_positive(argument: str, value: float, most: float = math.inf) -> None:
+def require_positive(argument: str, value: int | float, most: float = math.inf) -> None:
     """Refuse what is not a finite number above 0, or is above `most`.
 
     Raises:

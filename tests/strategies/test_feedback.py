@@ -231,7 +231,7 @@ class TestArguments:
             ("sigma", 0.0, "a finite number above 0"),
             ("window", 0.0, "a finite number above 0"),
             ("window", math.nan, "a finite number above 0"),
-            ("blur", -0.1, "a finite number above 0"),
+            ("blur", -0.1, "a finite number of at least 0"),
         ],
     )
     def test_out_of_range(self, argument, came, needed):

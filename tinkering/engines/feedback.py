@@ -79,10 +79,12 @@ class Feedback(Activations):
             needed, found = "layers of this network", f"{name!r:.80}"
             if name in results:
                 shape = [outputs + 1, cells_of(results[name], self.fed_back.cells).count]
-                if list(learned.shape) == shape and learned.dtype == torch.float32:
-                    continue
                 needed = f"float32 of shape {shape} for {name!r}"
                 found = f"{str(learned.dtype).removeprefix('torch.')} of {list(learned.shape)}"
+                if list(learned.shape) == shape and learned.dtype == torch.float32:
+                    if learned.isfinite().all():
+                        continue
+                    needed, found = f"finite numbers for {name!r}", "others"
             raise ArgumentError("learned", needed, found)
 
     def plan(self, batch: Batch, budget: int | None, keeps_outputs: bool, may_keep: bool) -> Plan:
