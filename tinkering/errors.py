@@ -129,6 +129,7 @@ class UnsupportedLayerError(TinkeringError):
     Args:
         parameters: names of the parameters concerned.
         operation: what is done with them.
+        advice: what to do, if there is something.
 
     Example:
         >>> raise UnsupportedLayerError("embedding.weight", "torch.nn.functional.embedding")
@@ -137,9 +138,10 @@ class UnsupportedLayerError(TinkeringError):
         torch.nn.functional.embedding is known.
     """
 
-    def __init__(self, parameters: str, operation: str) -> None:
-        super().__init__(parameters, operation)
+    def __init__(self, parameters: str, operation: str, advice: str = "") -> None:
+        super().__init__(parameters, operation, advice)
 
     def __str__(self) -> str:
-        parameters, operation = self.args
-        return f"{parameters}: no member-wise form of {operation} is known."
+        parameters, operation, advice = self.args
+        said = f"{parameters}: no member-wise form of {operation} is known."
+        return f"{said} {advice}" if advice else said

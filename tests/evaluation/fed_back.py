@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import product
 
 import torch
 import torch.nn.functional as F
@@ -58,11 +59,16 @@ class Place:
         if self.curve is None:
             return torch.ones_like(value)
         amount = self.amount(value, sigma)
-        return (self.curve(value + amount) - self.curve(value - amount)) / (2 * amount)
+        above, below = (self.curve(value + sign * amount).float() for sign in (1, -1))
+        return (above - below) / (2 * amount)
 
     @property
     def name(self):
         return f"{self.layers[0]}.weight:result"
+
+    def channel(self, model):
+        """The axis of the channels: the last one behind a linear layer."""
+        return -1 if isinstance(model.get_submodule(self.layers[0]), nn.Linear) else 1
 
     def watch(self, model, seen):
         """Call a function with the value, which returns what to go on with."""
@@ -92,22 +98,22 @@ def through(model, x, place, change=None):
     return result, found[0]
 
 
-def cell_numbers(value, most):
+def cell_numbers(value, most, channel=1):
     """The number of each number's cell, in the shape of a result ``[1, ...]``, and their count."""
-    if value.dim() != 4:
-        return torch.arange(value.numel()).view_as(value), value.numel()
-    _, channels, height, width = value.shape
-    for side in range(1, max(height, width) + 1):
-        rows, columns = math.ceil(height / side), math.ceil(width / side)
-        if rows * columns * channels <= most:
+    moved = value.movedim(channel, -1)
+    *places, channels = moved.shape[1:]
+    for side in range(1, max(places, default=1) + 1):
+        grid = [math.ceil(length / side) for length in places]
+        if math.prod(grid) * channels <= most:
             break
-    number = torch.empty(1, channels, height, width, dtype=torch.long)
-    for channel in range(channels):
-        for row in range(height):
-            for column in range(width):
-                square = (row // side) * columns + column // side
-                number[0, channel, row, column] = square * channels + channel
-    return number, rows * columns * channels
+    number = torch.empty(moved.shape, dtype=torch.long)
+    for at in product(*map(range, places)):
+        block = 0
+        for place, length in zip(at, grid, strict=True):
+            block = block * length + place // side
+        number[(0, *at)] = block * channels + torch.arange(channels)
+    # Contiguous: the gradient of a grouped convolution's weight is wrong for some strides.
+    return number.movedim(-1, channel).contiguous(), math.prod(grid) * channels
 
 
 class Loop:
@@ -167,7 +173,7 @@ class Loop:
         hooks = [m.register_forward_pre_hook(lambda _, g: (g[0].detach(),)) for m in layers]
         with torch.enable_grad():
             _, value = through(self.model, image, place)
-            number, _ = cell_numbers(value, self.population.cells)
+            number, _ = cell_numbers(value, self.population.cells, place.channel(self.model))
             known = learned[:-1] / (learned[-1] + LEAST * learned[-1].max())
             change = (slope @ known)[number]
             change = change * place.gate(value, self.population.sigma)
@@ -181,7 +187,7 @@ class Loop:
         """What a member's noise did to the outputs, times the noise; and its square."""
         population = self.population
         _, value = through(self.model, image, place)
-        number, count = cell_numbers(value, population.cells)
+        number, count = cell_numbers(value, population.cells, place.channel(self.model))
         signs = population.stream.signs(place.name, range(row, row + 1), count).float()[0]
         amount, gate = place.amount(value, population.sigma), place.gate(value, population.sigma)
         open_ = (value > 0).float() if place.rectified else torch.ones_like(value)

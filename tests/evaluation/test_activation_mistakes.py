@@ -126,7 +126,11 @@ def test_a_forward_that_is_no_graph():
     assert message.startswith("Asks: its forward is no graph of operations (")
 
 
-NOT_PERTURBED = "{}: no member-wise form of an operation whose result is not perturbed is known."
+NOT_PERTURBED = (
+    "{0}: no member-wise form of an operation whose result is not perturbed is known. Weights and "
+    "biases of convolutions and linear layers, and shifts of norms, evolve with perturbed "
+    "activations; leave {0!r} out, or give it Group(sigma=0.0)."
+)
 
 
 @pytest.mark.parametrize(

@@ -61,7 +61,30 @@ CONV1D = [
     Place("3", ("3",), rectified=False, curve=torch.tanh),
     Place("6", ("6",), rectified=False),
 ]
+TOKENS = [
+    Place("up", ("up",), rectified=False, curve=lambda v: torch.tanh(2 * v) > 0.1),
+    Place("across", ("across",), rectified=False, curve=F.gelu),
+    Place("last", ("last",), rectified=False),
+]
+
+
+class Tokens(nn.Module):
+    """Linear layers on positions, functions in a row, and views between them."""
+
+    shape = (7, 3)
+
+    def __init__(self):
+        super().__init__()
+        self.up, self.across = nn.Linear(3, 4), nn.Linear(7, 6)
+        self.last = nn.Linear(24, 5)
+
+    def forward(self, x):
+        y = (torch.tanh(2 * self.up(x).transpose(1, 2)) > 0.1).float()
+        return self.last(F.gelu(self.across(y).flatten(1)))
+
+
 NETWORKS = [
+    (Tokens, TOKENS),
     (perceptron, PERCEPTRON),
     (Blocks, BLOCKS),
     (depthwise, DEPTHWISE),
@@ -81,7 +104,7 @@ def some_learned(model, places, x, cells, outputs=5):
     """Any numbers where a layer's Jacobian is known; squares are above 0."""
     learned = {}
     for place in places:
-        _, count = cell_numbers(through(model, x[:1], place)[1], cells)
+        _, count = cell_numbers(through(model, x[:1], place)[1], cells, place.channel(model))
         learned[place.name] = torch.cat([torch.randn(outputs, count), torch.rand(1, count) + 0.1])
     return learned
 

@@ -61,9 +61,24 @@ class Facts:
         """Return whether it need not be given, and comes to something in such a run."""
         return strategy in self.defaults or self.found is not None
 
-    def default(self, strategy: str, fitness: str, width: int) -> Any:
-        """Return what it comes to in a run that does not say."""
+    def depends(self, strategy: str) -> bool:
+        """Return whether what it comes to depends on what another flag says."""
+        return isinstance(self.defaults.get(strategy), DivisorOf)
+
+    def default(
+        self, strategy: str, fitness: str, width: int, others: Mapping[str, Any] | None = None
+    ) -> Any:
+        """Return what it comes to in a run that does not say.
+
+        Args:
+            strategy: of the run.
+            fitness: its name.
+            width: of the network.
+            others: flags that it may depend on, by name.
+        """
         value = self.defaults.get(strategy)
+        if isinstance(value, DivisorOf):
+            return value.in_run(others or {})
         if isinstance(value, ByFitness):
             return value.accuracy if fitness == "accuracy" else value.cross_entropy
         if isinstance(value, ByWidth):
@@ -101,6 +116,28 @@ class ByWidth:
     def __str__(self) -> str:
         much = "as much" if self.power == 1 else "the square root of as much"
         return f"{self.narrow}, and less by {much} as the network is wider than {self.width}"
+
+
+@dataclass(frozen=True)
+class DivisorOf:
+    """A default that divides what another flag says."""
+
+    most: int
+    whole: str
+    """The name of the other flag."""
+
+    def in_run(self, flags: Mapping[str, Any]) -> int:
+        """Return the largest divisor up to `most`.
+
+        Example:
+            >>> DivisorOf(16, "images").in_run({"images": 100})
+            10
+        """
+        whole = max(1, flags.get(self.whole) or self.most)
+        return next(one for one in range(min(self.most, whole), 0, -1) if whole % one == 0)
+
+    def __str__(self) -> str:
+        return f"{self.most}, or the next smaller that divides --{self.whole},"
 
 
 def flag(

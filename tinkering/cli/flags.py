@@ -14,7 +14,16 @@ import tyro
 
 from tinkering import data
 from tinkering.cli import ranges
-from tinkering.cli.flag import ByFitness, ByWidth, choices, documented, flag, metavar, section
+from tinkering.cli.flag import (
+    ByFitness,
+    ByWidth,
+    DivisorOf,
+    choices,
+    documented,
+    flag,
+    metavar,
+    section,
+)
 from tinkering.engines.memory import default_budget
 
 Integer = Annotated[int | None, metavar("INT")]
@@ -32,10 +41,10 @@ class EvolutionStrategy:
     """How an estimate of the gradient becomes a step."""
 
     learning_rate: Float = flag(
-        None, feedback=ByWidth(0.004, power=0.5), activations=ByWidth(0.004), weights=ByWidth(0.004)
+        None, feedback=ByWidth(0.004, power=0.5), activations=ByWidth(0.004), weights=ByWidth(0.002)
     )
     """Adam's step, about the change of a parameter in a generation."""
-    decay: Float = flag(None, feedback=1000.0, activations=200.0, weights=100.0)
+    decay: Float = flag(None, feedback=1000.0, activations=200.0, weights=300.0)
     """Generations until the step begins to shrink, as 1 / sqrt(1 + generation / decay)."""
     averaging: Float = flag(None, feedback=0.99, activations=0.98, weights=0.98)
     """Weight of the past in the running average of the centre, 0 to below 1."""
@@ -185,9 +194,11 @@ class Flags:
     """What evolves: a network whose activations are perturbed, by learned feedback, which learns
     fastest, or by their fitness alone; one whose weights are; or the weights of the fittest
     networks, which are copied and mutated."""
-    population: Integer = flag(None, feedback=16, activations=512, weights=1024, genetic=256)
+    population: Integer = flag(
+        None, feedback=DivisorOf(16, "images"), activations=512, weights=1024, genetic=256
+    )
     """Members a generation; for feedback and activations, at each layer."""
-    group: Integer = flag(None, activations=8, weights=8)
+    group: Integer = flag(None, activations=8, weights=DivisorOf(256, "population"))
     """Members that see the same images, and are compared with each other. With --strategy weights
     it may be all of them."""
     sigma: Float = flag(None, feedback=0.1, activations=0.1, weights=0.005, genetic=0.01)

@@ -58,12 +58,14 @@ def resolve(given: Mapping[str, Any], dataset: Dataset) -> dict[str, Any]:
     every = given["grow_every"]
     if given["grow_from"] is not None and every is None:
         every = GROW_EVERY
+    found = dict(given)
+    # Defaults that divide another flag come last: its own default may be what they divide.
+    for dependent in (False, True):
+        for name, known in facts(Flags).items():
+            if given[name] is None and known.depends(strategy) == dependent:
+                found[name] = known.default(strategy, fitness, width, found)
     return {
-        **{
-            name: known.default(strategy, fitness, width) if given[name] is None else given[name]
-            for name, known in facts(Flags).items()
-            if known.saved
-        },
+        **{name: found[name] for name, known in facts(Flags).items() if known.saved},
         "seconds": DEFAULT_SECONDS if without_limit else given["seconds"],
         "grow_every": every,
         "out": str(given["out"] or Path("runs", re.sub(r"[^\w.-]+", "-", name))),

@@ -15,6 +15,9 @@ from tinkering.population import PerturbedActivations
 
 REASON = "members share all but the noise on one activation, so the centre runs once for all"
 
+_READINGS = 16
+"""Times that outputs are held for each reading: as noise, its size, targets, and in the fitness."""
+
 
 def make_activation_plan(
     job: Job,
@@ -53,7 +56,7 @@ def make_activation_plan(
 
 
 def make_part_plan(
-    job: Job, population: PerturbedActivations, images: int, budget: int | None
+    job: Job, population: PerturbedActivations, images: int, budget: int | None, known: int
 ) -> Plan:
     """Return the plan of an evaluation in whole parts, each on a thread.
 
@@ -62,6 +65,7 @@ def make_part_plan(
         population: says how many examples a part has.
         images: examples of the batch.
         budget: bytes; None for half of what is free.
+        known: bytes of what is known of the layers.
 
     Raises:
         ArgumentError: (a ``ValueError``) not even one part at a time fits.
@@ -70,10 +74,11 @@ def make_part_plan(
     budget = memory.default_budget() if budget is None else budget
     weights = sum(value.numel() for value in job.own.values()) * dtype.itemsize
     parts = [part.stop - part.start for part in population.parts(images)]
-    readings = 4 * population.readings * one.output
+    readings = _READINGS * population.readings * one.output
     each = max(parts, default=0) * (8 * one.values + population.samples * one.peak + readings)
     threads = max(1, min(torch.get_num_threads(), len(parts)))
-    _, threads, needed = _fitting(weights, each + 3 * weights, 1, threads, budget)
+    kept = weights + 2 * known
+    _, threads, needed = _fitting(kept, each + known + 3 * weights, 1, threads, budget)
     tiles = Tiles(population.samples, max(parts, default=0), threads)
     return Plan("feedback", REASON, tiles, dtype, needed, budget)
 

@@ -26,6 +26,24 @@ from tinkering.layers.centre import Values, fold
 from tinkering.layers.renewed import FixedNorm, RenewedNorm
 
 Norm = FixedNorm | RenewedNorm
+_aten = torch.ops.aten
+_VIEWS = {
+    _aten.reshape.default,
+    _aten.view.default,
+    _aten.flatten.using_ints,
+    _aten.unflatten.int,
+    _aten.permute.default,
+    _aten.transpose.int,
+    _aten.t.default,
+    _aten.unsqueeze.default,
+    _aten.squeeze.default,
+    _aten.squeeze.dim,
+    _aten.squeeze.dims,
+    _aten.contiguous.default,
+    _aten.clone.default,
+    _aten.alias.default,
+}
+"""Operations that leave every number as it is, and only say where it is."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +64,7 @@ class EvolvingStep:
             change: how fitness changes with the step's result, before its rectifier.
             norm: what stands between the layer and its result.
         """
-        channel = change.dim() - 1 if self.step.layer.target is LINEAR else 1
+        channel = channel_of(self.step, change.dim())
         others = [axis for axis in range(change.dim()) if axis != channel]
         found = {}
         if self.shift is not None:
@@ -59,6 +77,11 @@ class EvolvingStep:
         if self.weight is not None:
             found[self.weight] = _weight_change(self.step, given, change)
         return found
+
+
+def channel_of(step: Fused, dims: int) -> int:
+    """Return the axis of a step's result that has a place for each of its outputs."""
+    return dims - 1 if step.layer.target is LINEAR else 1
 
 
 def _weight_change(step: Fused, given: Tensor, change: Tensor) -> Tensor:
@@ -103,6 +126,11 @@ class Target:
     """Of the steps behind it, by the whole forward."""
     curve: Callable[[Tensor], Tensor] | None
     """What is applied to each number of the result, where nothing else reads it."""
+
+    @property
+    def channel(self) -> int:
+        """The axis of the result that has a place for each of the layer's outputs."""
+        return channel_of(self.step, self.step.last.meta["val"].dim())
 
     def to_parameters(
         self, given: Mapping[str, Tensor], change: Tensor, norms: Mapping[str, Norm]
@@ -171,7 +199,11 @@ def _require_perturbed(steps: Program, name: str, evolve: Iterable[EvolvingStep]
     readers = {reader for node in own for reader in node.users}
     as_input = any(arguments(reader).get("input") in own for reader in readers & held)
     if not held or not readers <= held or as_input:
-        raise UnsupportedLayerError(name, "an operation whose result is not perturbed")
+        advice = (
+            "Weights and biases of convolutions and linear layers, and shifts of norms, evolve with"
+            f" perturbed activations; leave {name!r} out, or give it Group(sigma=0.0)."
+        )
+        raise UnsupportedLayerError(name, "an operation whose result is not perturbed", advice)
 
 
 def _is_summand(steps: Program, step: Fused) -> bool:
@@ -195,20 +227,32 @@ def _target(
 
 
 def _curve_behind(step: Fused) -> Callable[[Tensor], Tensor] | None:
-    users = list(step.last.users)
-    if len(users) != 1 or users[0].all_input_nodes != [step.last]:
-        return None
-    node = users[0]
-    if torch.Tag.pointwise not in getattr(node.target, "tags", ()):
-        return None
-    return partial(_applied, node)
+    """Return what the functions of single numbers behind a step come to, as far as they follow."""
+    functions, node = [], step.last
+    while len(node.users) == 1:
+        (reader,) = node.users
+        if reader.all_input_nodes != [node]:
+            break
+        if torch.Tag.pointwise in getattr(reader.target, "tags", ()):
+            functions.append(reader)
+        elif reader.target not in _VIEWS:
+            break
+        node = reader
+    return partial(_applied, functions) if functions else None
 
 
-def _applied(node: fx.Node, value: Tensor) -> Tensor:
-    """Return what a node, whose only tensor is its input, makes of a value."""
-    args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda _: value)
-    made: Tensor = node.target(*args, **kwargs)  # type: ignore[operator]
-    return made
+def _applied(functions: list[fx.Node], value: Tensor) -> Tensor:
+    """Return what nodes, each of which reads a single tensor, make of a value in turn."""
+    made = value
+    for node in functions:
+        args, kwargs = fx.node.map_arg((node.args, node.kwargs), partial(_first, made))
+        made = node.target(*args, **kwargs)  # type: ignore[operator]
+    return made.to(value)  # comparisons make bools
+
+
+def _first(value: Tensor, node: fx.Node) -> Tensor:
+    del node
+    return value
 
 
 def _evolving(steps: Program, step: Fused, names: set[str]) -> EvolvingStep | None:

@@ -36,6 +36,7 @@ from tinkering.engines.branches import (
     in_shape_of,
     members_pass,
     size_of_result,
+    told_alone,
 )
 from tinkering.engines.evaluation import Evaluation, merged
 from tinkering.engines.job import Job, widened
@@ -177,7 +178,9 @@ def _evaluation(
             name: torch.cat([portion[at].given[name] for portion in portions])
             for name in portions[0][at].given
         }
-        for name, value in target.to_parameters(given, change, norms).items():
+        fitness = torch.cat([portion[at].fitness for portion in portions])
+        change, told = told_alone(fitness.isfinite().any(1), change, given)
+        for name, value in target.to_parameters(told, change, norms).items():
             gradient[name] += value.to(gradient[name])
     by_layer = [
         torch.cat([portion[at].fitness for portion in portions]) for at in range(len(targets))
@@ -232,7 +235,7 @@ class _Run:
         members, stream = self._population.samples, self._population.stream
         target, result = centre.target, centre.result
         rectified = target.step.activation is not None
-        flat = flattened(result)
+        flat = flattened(result, target.channel)
         amount = self._population.sigma * size_of_result(flat.float(), rectified)
         mask = (flat > 0) if rectified else torch.ones_like(flat, dtype=torch.bool)
         first, count = self._population.first + part.start, part.stop - part.start
@@ -244,14 +247,14 @@ class _Run:
         results = members_pass(
             self._members,
             centre,
-            in_shape_of(result, moved.flatten(0, 1)),
+            in_shape_of(result, target.channel, moved.flatten(0, 1)),
             partial(for_each_example, times=members),
         )
         worth = self._rated(results, part, blur).view(count, members)
         weights = self._population.utilities(worth).to(signs.dtype)
         change = torch.bmm(weights.unsqueeze(1), signs).squeeze(1).float()
         change = torch.where(mask, change / (members * amount), 0.0)
-        return _Portion(worth, in_shape_of(result, change), centre.given)
+        return _Portion(worth, in_shape_of(result, target.channel, change), centre.given)
 
     def _rated(self, results: list[Tensor], part: slice, blur: Tensor) -> Tensor:
         """Return what members' results are worth, which may be read several times each."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -87,14 +87,36 @@ def size_of_result(flat: Tensor, rectified: bool) -> Tensor:
     return torch.where(size > 0, size, 1.0)
 
 
-def flattened(result: Tensor) -> Tensor:
-    """Return the numbers of each image's result, ``[images, numbers]``, channels last."""
-    return (result.permute(0, 2, 3, 1) if result.dim() == 4 else result).flatten(1)
+def told_alone(
+    told: Tensor, change: Tensor, given: Mapping[str, Tensor]
+) -> tuple[Tensor, Mapping[str, Tensor]]:
+    """Return values with zeros for examples that tell nothing: 0 times what is no number is none.
+
+    Args:
+        told: ``[examples]``, whether fitness is a number.
+        change: how fitness changes with a layer's result, ``[examples, ...]``.
+        given: the layers' inputs, by name.
+    """
+    if told.all():
+        return change, given
+
+    def kept(value: Tensor) -> Tensor:
+        return torch.where(told.view(-1, *[1] * (value.dim() - 1)), value, 0.0)
+
+    return kept(change), {name: kept(value) for name, value in given.items()}
 
 
-def in_shape_of(result: Tensor, flat: Tensor) -> Tensor:
+def flattened(result: Tensor, channel: int) -> Tensor:
+    """Return the numbers of each image's result, ``[images, numbers]``, channels last.
+
+    Args:
+        result: ``[images, ...]``.
+        channel: the axis of its channels.
+    """
+    return result.movedim(channel, -1).flatten(1)
+
+
+def in_shape_of(result: Tensor, channel: int, flat: Tensor) -> Tensor:
     """Return numbers in the order of `flattened`, in the shape of a layer's result."""
-    if result.dim() != 4:
-        return flat.reshape(-1, *result.shape[1:])
-    _, channels, height, width = result.shape
-    return flat.reshape(-1, height, width, channels).permute(0, 3, 1, 2)
+    shape = result.movedim(channel, -1).shape[1:]
+    return flat.reshape(-1, *shape).movedim(-1, channel)

@@ -1,8 +1,13 @@
-"""Cells: numbers of a layer's result that share a sign of noise, a channel's pixels in a square."""
+"""Cells: numbers of a layer's result that share a sign of noise, a channel's in a block of places.
+
+Places are what a channel has many numbers for: an image's pixels, a sequence's positions.
+"""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -10,9 +15,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Cells:
-    """How the numbers of one image's result fall into cells.
-
-    Both are in the order of channels last. Results that are no images have a cell for each number.
+    """How the numbers of one example's result fall into cells; both with channels last.
 
     Example:
         >>> import torch
@@ -24,57 +27,64 @@ class Cells:
         tensor([[4., 4., 2., 2., 2., 2., 1., 1.]])
     """
 
-    shape: tuple[int, ...]
-    """Of a result, channels last."""
+    places: tuple[int, ...]
+    """How long a channel is along each of its axes: an image's height and width."""
+    channels: int
     side: int
-    """Of a square, in pixels."""
+    """How long a cell is along each of them."""
 
     @property
     def count(self) -> int:
         """Of the cells."""
-        height, width, channels = self._grid
-        return height * width * channels
+        return math.prod(self._grid) * self.channels
 
-    @property
-    def _grid(self) -> tuple[int, int, int]:
-        height, width, channels = self.shape if len(self.shape) == 3 else (1, 1, _size(self.shape))
-        return -(-height // self.side), -(-width // self.side), channels
+    @cached_property
+    def _grid(self) -> list[int]:
+        return [-(-length // self.side) for length in self.places]
 
     def spread(self, values: Tensor) -> Tensor:
         """Return each cell's value for all of its numbers, ``[rows, numbers]``."""
         if self.side == 1:
             return values
-        rows, (height, width, channels) = len(values), self._grid
-        grid = values.view(rows, height, 1, width, 1, channels)
-        whole = grid.expand(-1, -1, self.side, -1, self.side, -1)
-        whole = whole.reshape(rows, height * self.side, width * self.side, channels)
-        return whole[:, : self.shape[0], : self.shape[1]].reshape(rows, -1)
+        rows, sides = len(values), [self.side] * len(self.places)
+        apart = [size for length in self._grid for size in (length, 1)]
+        whole = [size for length in self._grid for size in (length, self.side)]
+        padded = [length * side for length, side in zip(self._grid, sides, strict=True)]
+        grid = values.view(rows, *apart, self.channels).expand(rows, *whole, self.channels)
+        grid = grid.reshape(rows, *padded, self.channels)
+        for axis, length in enumerate(self.places, start=1):
+            grid = grid.narrow(axis, 0, length)
+        return grid.reshape(rows, -1)
 
     def summed(self, values: Tensor) -> Tensor:
         """Return the sum over each cell's numbers, ``[rows, cells]``."""
         if self.side == 1:
             return values
-        images = values.view(len(values), *self.shape).permute(0, 3, 1, 2)
-        sums = F.avg_pool2d(images, self.side, ceil_mode=True, divisor_override=1)
-        return sums.permute(0, 2, 3, 1).flatten(1)
+        more = [
+            size
+            for length, cells in zip(reversed(self.places), reversed(self._grid), strict=True)
+            for size in (0, cells * self.side - length)
+        ]
+        grid = F.pad(values.view(len(values), *self.places, self.channels), [0, 0, *more])
+        whole = [size for length in self._grid for size in (length, self.side)]
+        within = [2 + 2 * axis for axis in range(len(self.places))]
+        return grid.view(len(values), *whole, self.channels).sum(within).flatten(1)
 
 
-def cells_of(result: Tensor, most: int) -> Cells:
-    """Return the cells of a result ``[images, ...]``: squares as small as `most` cells allow.
+def cells_of(result: Tensor, most: int, channel: int = 1) -> Cells:
+    """Return the cells of a result: as small as `most` cells allow, and of equal sides.
 
     Where even a cell for each channel is more than that, it is a cell for each channel.
+
+    Args:
+        result: ``[examples, ...]``.
+        most: cells.
+        channel: the axis of its channels.
     """
-    if result.dim() != 4:
-        return Cells(tuple(result.shape[1:]), 1)
-    _, channels, height, width = result.shape
-    shape, side = (height, width, channels), 1
-    while side < max(height, width) and Cells(shape, side).count > most:
-        side += 1
-    return Cells(shape, side)
-
-
-def _size(shape: tuple[int, ...]) -> int:
-    size = 1
-    for length in shape:
-        size *= length
-    return size
+    places = list(result.shape)
+    channels = places.pop(channel)
+    del places[0]
+    cells = Cells(tuple(places), channels, 1)
+    while cells.count > most and cells.side < max(places, default=1):
+        cells = Cells(cells.places, channels, cells.side + 1)
+    return cells

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from tinkering.engines.activation_plan import make_part_plan
-from tinkering.engines.activation_targets import Norm, fixed_norms
+from tinkering.engines.activation_targets import Norm, Target, fixed_norms
 from tinkering.engines.activations import Activations
 from tinkering.engines.branches import (
     Passed,
@@ -31,6 +31,7 @@ from tinkering.engines.branches import (
     in_shape_of,
     members_pass,
     size_of_result,
+    told_alone,
 )
 from tinkering.engines.cells import Cells, cells_of
 from tinkering.engines.evaluation import Effect, Evaluation, merged
@@ -38,18 +39,21 @@ from tinkering.engines.job import Job, widened
 from tinkering.engines.planning import Plan
 from tinkering.engines.rating import Rater, rated
 from tinkering.engines.thread_pool import map_in_order
-from tinkering.errors import ArgumentError
+from tinkering.errors import ArgumentError, UnsupportedLayerError
 from tinkering.graph.branch import for_each_example
-from tinkering.graph.program import name_of
+from tinkering.graph.program import Program, name_of
 from tinkering.graph.runner import FusedCall, Runner
 from tinkering.graph.signature import Batch
-from tinkering.layers.renewed import RenewedLayers, statistics_of
+from tinkering.layers.renewed import RenewedLayers, norm_of, statistics_of
 from tinkering.layers.unperturbed import UnperturbedLayers
 from tinkering.population import FedBackActivations
 
 _LEAST = 0.3
 """Of the largest mean square of a cell's noise, that any counts as having: what a cell that is
 seldom open does to the outputs is known badly, and is taken to be less."""
+
+_SMALLEST = 1e-3
+"""Size that outputs are taken to have at least."""
 
 
 class Feedback(Activations):
@@ -69,16 +73,17 @@ class Feedback(Activations):
         if len(self.steps.outputs) != 1:
             needed = "a module that returns one tensor, [batch, ...]"
             raise ArgumentError("model", needed, f"one that returns {len(self.steps.outputs)}")
+        if population.renewed:
+            _require_fused_norms(self.steps)
         self._require_learned_here()
 
     def _require_learned_here(self) -> None:
         """Refuse what was learned of another network, before anything runs."""
-        outputs = math.prod(self.steps.outputs[0].meta["val"].shape[1:])
-        results = {target.name: target.step.last.meta["val"] for target in self.targets}
+        targets = {target.name: target for target in self.targets}
         for name, learned in self.fed_back.learned.items():
             needed, found = "layers of this network", f"{name!r:.80}"
-            if name in results:
-                shape = [outputs + 1, cells_of(results[name], self.fed_back.cells).count]
+            if name in targets:
+                shape = self.learned_shape(targets[name])
                 needed = f"float32 of shape {shape} for {name!r}"
                 found = f"{str(learned.dtype).removeprefix('torch.')} of {list(learned.shape)}"
                 if list(learned.shape) == shape and learned.dtype == torch.float32:
@@ -87,10 +92,23 @@ class Feedback(Activations):
                     needed, found = f"finite numbers for {name!r}", "others"
             raise ArgumentError("learned", needed, found)
 
+    def learned_shape(self, target: Target) -> list[int]:
+        """Return the shape of what is known of a layer, ``[outputs + 1, cells]``."""
+        outputs = math.prod(self.steps.outputs[0].meta["val"].shape[1:])
+        return [outputs + 1, self.cells(target).count]
+
+    def cells(self, target: Target) -> Cells:
+        """Return the cells of a layer's result."""
+        return cells_of(target.step.last.meta["val"], self.fed_back.cells, target.channel)
+
     def plan(self, batch: Batch, budget: int | None, keeps_outputs: bool, may_keep: bool) -> Plan:
         """Return how a batch would be evaluated; nothing is kept of it."""
         del keeps_outputs, may_keep
-        return make_part_plan(self.job, self.fed_back, batch.examples, budget)
+        parts = self.fed_back.parts(batch.examples)
+        if self.fed_back.renewed and parts:
+            _require_a_variance(self.steps, min(part.stop - part.start for part in parts))
+        known = 4 * sum(math.prod(self.learned_shape(target)) for target in self.targets)
+        return make_part_plan(self.job, self.fed_back, batch.examples, budget, known)
 
     def evaluate(self, batch: Batch, rater: Rater, plan: Plan) -> Evaluation:
         """Return what the examples were worth, a gradient estimate, and what noise did.
@@ -128,6 +146,23 @@ class Feedback(Activations):
         return Runner(steps, values, calls)
 
 
+def _require_fused_norms(steps: Program) -> None:
+    """Refuse norms whose statistics nothing here would renew."""
+    for node in steps.plain:
+        if "batch_norm" in str(node.target):
+            operation = "a batch norm whose weights are computed, under renewed statistics"
+            raise UnsupportedLayerError(node.name, operation)
+
+
+def _require_a_variance(steps: Program, examples: int) -> None:
+    """Refuse parts of so few examples that a norm sees a single number of a channel."""
+    for step in steps.fused:
+        norm = norm_of(step)
+        if norm is not None and examples * math.prod(norm.meta["val"].shape[2:]) < 2:
+            needed = "two for each part at least, as norms with renewed statistics need a variance"
+            raise ArgumentError("examples", needed, examples, "Evaluate more of them.")
+
+
 def _never(tile: object, x: Tensor, residual: Tensor | None) -> Tensor:
     """Stand for a step that members do not run."""
     raise NotImplementedError
@@ -157,17 +192,26 @@ class _Part:
         outputs = widened(result)
         fitness, slope = self._slope(outputs, rater)
         examples, outputs = len(fitness), outputs.flatten(1)
-        gradient = {name: torch.zeros_like(value) for name, value in population.params.items()}
-        for at in passed:
-            change = self._change(at, slope / examples)
-            for name, value in at.target.to_parameters(at.given, change, norms).items():
-                gradient[name] += value.to(gradient[name])
+        gradient = self._gradient(passed, norms, slope / examples, fitness.isfinite())
         tried = [at for number, at in enumerate(passed) if self._tries(number)]
         effects = self._effects(tried, norms, outputs) if tried else {}
         members = examples * population.samples
         forwards = float(examples + members * sum(at.target.cost for at in tried))
         evaluations = examples + members * len(tried)
         return Evaluation(fitness, gradient, forwards, evaluations, effects)
+
+    def _gradient(
+        self, passed: list[Passed], norms: dict[str, Norm], slope: Tensor, told: Tensor
+    ) -> dict[str, Tensor]:
+        """Return the estimate of the examples whose fitness is a number."""
+        gradient = {name: torch.zeros_like(p) for name, p in self._population.params.items()}
+        if not told.any():
+            return gradient
+        for at in passed:
+            change, given = told_alone(told, self._change(at, slope), at.given)
+            for name, value in at.target.to_parameters(given, change, norms).items():
+                gradient[name] += value.to(gradient[name])
+        return gradient
 
     def _tries(self, number: int) -> bool:
         """Return whether members try the noise of a layer: another one in each part."""
@@ -185,7 +229,7 @@ class _Part:
             amount = torch.full((len(flat), 1, 1), population.blur)
             noise = population.stream.normals("outputs", rows, readings * numbers)
         else:
-            amount = population.sigma * size_of_result(flat, rectified=False).unsqueeze(2)
+            amount = population.sigma * _size_of_outputs(flat).unsqueeze(2)
             noise = population.stream.signs("outputs", rows, readings * numbers).float()
         noise = noise.view(len(flat), readings, numbers)
         read = (flat.unsqueeze(1) + amount * noise).view(-1, 1, *outputs.shape[1:])
@@ -197,8 +241,8 @@ class _Part:
 
     def _change(self, at: Passed, slope: Tensor) -> Tensor:
         """Return how fitness changes with a layer's result, carried back from the outputs."""
-        flat = flattened(at.result)
-        cells = cells_of(at.result, self._population.cells)
+        flat = flattened(at.result, at.target.channel)
+        cells = self._engine.cells(at.target)
         known = self._known(at.target.name, slope.shape[1], cells)
         change = cells.spread((slope @ known).to(flat.dtype))
         if at.target.step.activation is not None:
@@ -206,7 +250,7 @@ class _Part:
         elif at.target.curve is not None:
             amount = self._population.sigma * size_of_result(flat.float(), rectified=False)
             change = change * _steepness(at.target.curve, flat.float(), amount).to(change)
-        return in_shape_of(at.result, change)
+        return in_shape_of(at.result, at.target.channel, change)
 
     def _known(self, name: str, outputs: int, cells: Cells) -> Tensor:
         """Return the average Jacobian ``[outputs, cells]``; zeros where nothing was learned."""
@@ -228,15 +272,17 @@ class _Part:
         population, samples = self._population, self._population.samples
         rectified = at.target.step.activation is not None
         spread = partial(_of_members, samples)
-        flat = flattened(at.result)
+        flat = flattened(at.result, at.target.channel)
         amount = spread(population.sigma * size_of_result(flat.float(), rectified))
         flat = spread(flat)
-        cells = cells_of(at.result, population.cells)
+        cells = self._engine.cells(at.target)
         rows = range(self._first * samples, (self._first + len(outputs)) * samples)
         signs = population.stream.signs(at.target.name, rows, cells.count).float()
         noise = cells.spread((amount * signs).to(flat.dtype))
         moved = flat + (_where_open(noise, flat) if rectified else noise)
-        (result,) = members_pass(runner, at, in_shape_of(at.result, moved), spread)
+        (result,) = members_pass(
+            runner, at, in_shape_of(at.result, at.target.channel, moved), spread
+        )
         response = (widened(result).flatten(1) - spread(outputs)) / amount
         finite = response.isfinite().all(1, keepdim=True)
         response = torch.where(finite, response, 0.0)
@@ -245,9 +291,23 @@ class _Part:
             gate = (flat > 0).float()
         elif at.target.curve is not None:
             gate = _steepness(at.target.curve, flat.float(), amount)
-        tried = signs * cells.summed(gate)
+        tried = torch.where(finite, signs * cells.summed(gate), 0.0)
         total = torch.cat([response.T @ tried, tried.square().sum(0, keepdim=True)])
         return Effect(total, len(rows))
+
+
+def _size_of_outputs(flat: Tensor) -> Tensor:
+    """Return what noise on each example's outputs is a part of, ``[examples, 1]``.
+
+    As for a layer, but a single output is measured by how examples differ in it. Less than
+    `_SMALLEST` would be lost where fitness is rounded.
+    """
+    if flat.shape[1] > 1:
+        return size_of_result(flat, rectified=False).clamp(min=_SMALLEST)
+    finite = flat[flat.isfinite()]
+    spread = finite.std(correction=0) if len(finite) > 1 else flat.new_zeros(())
+    size = spread if spread > 0 else flat.new_ones(())
+    return size.clamp(min=_SMALLEST).expand(len(flat), 1)
 
 
 def _of_members(samples: int, value: Tensor) -> Tensor:

@@ -80,7 +80,7 @@ class NotCapturedError(UnsupportedLayerError):
     """A forward that cannot be captured: ``args`` are the module's name and the reason."""
 
     def __str__(self) -> str:
-        name, reason = self.args
+        name, reason, _ = self.args
         return f"{name}: its forward is no graph of operations ({reason})."
 
 
