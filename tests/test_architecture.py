@@ -22,6 +22,7 @@ FILES = sorted(
 FLOORS = [
     {"errors", "native"},
     {"required"},
+    {"ranges"},
     {"noise", "graph", "data"},
     {"population"},
     {"layers"},

@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     from tinkering.strategies.feedback import Feedback as Feedback
     from tinkering.strategies.genetic_algorithm import GeneticAlgorithm as GeneticAlgorithm
     from tinkering.strategies.groups import Group as Group
+    from tinkering.strategies.growing import Growing as Growing
     from tinkering.strategies.schedules import constant as constant
     from tinkering.strategies.schedules import cosine as cosine
     from tinkering.strategies.schedules import inverse_sqrt as inverse_sqrt
@@ -99,6 +100,7 @@ _ROOM_OF = {
     "EvolutionStrategy": "strategies.evolution_strategy",
     "GeneticAlgorithm": "strategies.genetic_algorithm",
     "Group": "strategies.groups",
+    "Growing": "strategies.growing",
     "constant": "strategies.schedules",
     "cosine": "strategies.schedules",
     "inverse_sqrt": "strategies.schedules",

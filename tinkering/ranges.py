@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+from numbers import Integral, Real
+from typing import Any
 
 from tinkering.errors import ArgumentError
+from tinkering.required import require_kind
 
 
-def require_at_least(least: int, **given: int | None) -> None:
+def require_at_least(least: int, **given: Any) -> None:
     """Refuse an integer below `least`; None is no integer, and passes.
 
     Args:
@@ -23,28 +26,38 @@ def require_at_least(least: int, **given: int | None) -> None:
         tinkering.errors.ArgumentError: rank: needed an integer of at least 1, got 0.
     """
     for name, value in given.items():
-        if value is not None and value < least:
-            raise ArgumentError(name, f"an integer of at least {least}", value)
+        needed = f"an integer of at least {least}"
+        if value is None:
+            continue
+        require_kind(name, value, Integral, needed)
+        if value < least:
+            raise ArgumentError(name, needed, value)
 
 
-def require_not_negative(**given: int | float | None) -> None:
+def require_not_negative(**given: Any) -> None:
     """Refuse what is below 0, or not finite; None is no number, and passes.
 
     Raises:
         ArgumentError: (a ``ValueError``) one is.
     """
     for name, value in given.items():
-        if value is not None and not 0 <= value < math.inf:
-            raise ArgumentError(name, "a finite number of at least 0", value)
+        needed = "a finite number of at least 0"
+        if value is None:
+            continue
+        require_kind(name, value, Real, needed)
+        if not 0 <= value < math.inf:
+            raise ArgumentError(name, needed, value)
 
 
-def require_positive(argument: str, value: int | float, most: float = math.inf) -> None:
+def require_positive(argument: str, value: Any, most: float = math.inf) -> None:
     """Refuse what is not a finite number above 0, or is above `most`.
 
     Raises:
         ArgumentError: (a ``ValueError``) it is.
     """
+    needed = "a finite number above 0"
+    require_kind(argument, value, Real, needed)
     if not 0 < value < math.inf:
-        raise ArgumentError(argument, "a finite number above 0", value)
+        raise ArgumentError(argument, needed, value)
     if value > most:
         raise ArgumentError(argument, f"a number above 0 and at most {most:.4g}", value)

@@ -14,6 +14,8 @@ from tinkering.cli.flag import Facts, Role, facts, types, values, with_values
 from tinkering.cli.flags import Flags
 from tinkering.cli.recipes import RECIPES
 from tinkering.cli.resume import changed
+from tinkering.cli.settings import resolve
+from tinkering.data import load
 from tinkering.errors import ArgumentError
 
 FACTS = facts(Flags)
@@ -151,10 +153,10 @@ class TestStrategies:
                 "weights",
                 {
                     "population": (1024, 1024),
-                    "group": (8, 8),
+                    "group": (256, 256),
                     "sigma": (0.005, 0.005),
-                    "learning_rate": (0.004, 0.004),
-                    "decay": (100.0, 100.0),
+                    "learning_rate": (0.002, 0.002),
+                    "decay": (300.0, 300.0),
                     "averaging": (0.98, 0.98),
                     "shaping": ("z-score", "z-score"),
                     "images": (1, 1),
@@ -190,10 +192,27 @@ class TestStrategies:
     def test_a_wider_network_takes_smaller_steps(self, width, step):
         known = FACTS["learning_rate"]
         by_the_root = (step * 0.004) ** 0.5  # where norms are renewed
+        steps = {"feedback": by_the_root, "activations": step, "weights": step / 2}
         for strategy in known.defaults:
-            needed = pytest.approx(by_the_root if strategy == "feedback" else step)
+            needed = pytest.approx(steps[strategy])
             for fitness in ("cross-entropy", "accuracy"):
                 assert known.default(strategy, fitness, width) == needed
+
+    @pytest.mark.parametrize(
+        ("strategy", "given", "name", "expected"),
+        [
+            ("feedback", {"images": 100}, "population", 10),
+            ("feedback", {"images": 101}, "population", 1),
+            ("feedback", {"images": 5}, "population", 5),
+            ("weights", {"population": 8}, "group", 8),
+            ("weights", {"population": 1000}, "group", 250),
+            ("weights", {}, "group", 256),
+        ],
+    )
+    def test_some_divide_what_another_flag_says(self, strategy, given, name, expected, digits):
+        dataset = load(digits)
+        flags = values(with_values(Evolve(), {"strategy": strategy, **given}))
+        assert resolve({k: flags[k] for k in FACTS}, dataset)[name] == expected
 
     def test_every_recipe_is_a_strategy(self):
         assert {*RECIPES} <= {*STRATEGIES}

@@ -166,3 +166,39 @@ def test_what_cannot_be_used(stages, every, said):
     with pytest.raises(ArgumentError) as caught:
         Growing([EvolutionStrategy()] * stages, SHAPES, every)
     assert str(caught.value) == said
+
+
+def test_cells_that_are_not_in_proportion_to_the_width():
+    with pytest.raises(ArgumentError) as caught:
+        growing((Feedback(cells=4), Feedback(cells=8), Feedback(cells=15)))
+    assert str(caught.value) == (
+        "cells: needed 16, twice as many as of half the width, got 15. What was learned of a "
+        "channel goes to its copies."
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"0.bias": None}, "shapes: needed one for '0.bias', as for every parameter, got none."),
+        (
+            {"6.bias": (9,)},
+            "shapes: needed [3], or twice as many outputs or inputs, for '6.bias', got [9].",
+        ),
+    ],
+)
+def test_shapes_that_nothing_can_be_widened_to(change, said):
+    """Said before the first generation, not when the first width ends."""
+    shapes = {n: shape for n, shape in {**SHAPES[1], **change}.items() if shape is not None}
+    strategy = Growing([EvolutionStrategy()] * 3, [SHAPES[0], shapes], 2)
+    with pytest.raises(ArgumentError) as caught:
+        start(strategy)
+    assert str(caught.value) == said
+
+
+def test_channels_of_a_sequence_are_doubled_place_by_place():
+    """What is known of a copy stands at the original's positions."""
+    known = torch.arange(12.0).view(2, 6)  # of two channels at three positions
+    found = learned_of_wide({"a:result": known}, {"a": 2}, {"a": torch.zeros(4, 1, 3)})
+    halves = [0, 0.5, 0, 0.5, 1, 1.5, 1, 1.5, 2, 2.5, 2, 2.5]
+    assert found["a:result"].tolist() == [halves, [6, 7, 6, 7, 8, 9, 8, 9, 10, 11, 10, 11]]

@@ -112,5 +112,6 @@ def _at_width(flags: Settings, width: int) -> dict[str, Any]:
     )
     own = {"learning_rate": flags["learning_rate"] * (now / last)}
     if flags["cells"] is not None:
-        own["cells"] = max(1, flags["cells"] * width // flags["width"])
+        first = flags["grow_from"] or flags["width"]
+        own["cells"] = max(1, flags["cells"] * first // flags["width"]) * (width // first)
     return {**flags, **own}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 
 from torch import Tensor
 
@@ -13,8 +14,8 @@ from tinkering.noise import Stream
 from tinkering.population import Population
 from tinkering.ranges import require_at_least
 from tinkering.strategies.evolution_strategy import EvolutionState, EvolutionStrategy
-from tinkering.strategies.feedback import learned_of_wide
-from tinkering.strategies.widening import widened
+from tinkering.strategies.feedback import Feedback, learned_of_wide
+from tinkering.strategies.widening import require_wider, widened
 
 
 @dataclass(frozen=True)
@@ -60,13 +61,24 @@ class Growing:
             needed = f"{len(self.shapes) + 1}, one more than there are shapes"
             raise ArgumentError("stages", needed, len(self.stages))
         require_at_least(1, every=self.every)
+        cells = [s.perturb.cells for s in self.stages if isinstance(s.perturb, Feedback)]
+        for before, after in pairwise(cells):
+            if after != 2 * before:
+                needed = f"{2 * before}, twice as many as of half the width"
+                advice = "What was learned of a channel goes to its copies."
+                raise ArgumentError("cells", needed, after, advice)
 
     def init(self, params: Mapping[str, Tensor]) -> EvolutionState:
         """Return the state before the first generation, around the narrowest network.
 
         Raises:
-            ArgumentError: (a ``ValueError``) see `EvolutionStrategy.init`.
+            ArgumentError: (a ``ValueError``) see `EvolutionStrategy.init`; or the parameters are
+                not such as can be widened to the shapes.
         """
+        held: dict[str, Sequence[int]] = {name: p.shape for name, p in params.items()}
+        for shapes in self.shapes:
+            require_wider(held, shapes)
+            held = {name: shapes[name] for name in held}
         return self.stages[0].init(params)
 
     def ask(self, state: EvolutionState) -> Population:

@@ -55,8 +55,25 @@ def widened(
     return {name: _widened(name, value, shapes[name], stream) for name, value in narrow.items()}
 
 
-def _widened(name: str, value: Tensor, shape: Sequence[int], stream: Stream) -> Tensor:
-    before = list(value.shape)
+def require_wider(narrow: Mapping[str, Sequence[int]], shapes: Mapping[str, Sequence[int]]) -> None:
+    """Refuse shapes that parameters of others cannot be widened to.
+
+    Args:
+        narrow: shapes of what is there, by name.
+        shapes: those after it, by name; there may be more.
+
+    Raises:
+        ArgumentError: (a ``ValueError``) one is missing, or another than `widened` makes.
+    """
+    for name, shape in narrow.items():
+        if name not in shapes:
+            raise ArgumentError("shapes", f"one for {name!r}, as for every parameter", "none")
+        _times(name, shape, shapes[name])
+
+
+def _times(name: str, narrow: Sequence[int], shape: Sequence[int]) -> list[int]:
+    """Return how often a tensor is repeated along each axis."""
+    before = list(narrow)
     times = [after // length for length, after in zip(before, shape, strict=False)]
     # Outputs and inputs, then a kernel, which stays as it is.
     most = [2, 2, *(1 for _ in before[2:])]
@@ -67,6 +84,11 @@ def _widened(name: str, value: Tensor, shape: Sequence[int], stream: Stream) -> 
     if not as_needed:
         needed = f"{before}, or twice as many outputs or inputs, for {name!r}"
         raise ArgumentError("shapes", needed, list(shape))
+    return times
+
+
+def _widened(name: str, value: Tensor, shape: Sequence[int], stream: Stream) -> Tensor:
+    times = _times(name, value.shape, shape)
     wide = value.repeat(times)
     if times[1:2] != [2]:
         return wide
