@@ -41,6 +41,9 @@ def main() -> None:
     given = flags.parse_args()
     if given.steps is None and given.seconds is None:
         given.steps = 600
+    limits = [limit for limit in (given.steps, given.seconds) if limit is not None]
+    if min(limits) <= 0:
+        flags.error("--steps and --seconds are above 0")
     train(load(given.data), given)
 
 

@@ -86,7 +86,9 @@ def compare(
         plain.evaluate(activations.ask(at), 10**6).gradient,
     ]
     params = {n: p.detach() for n, p in model.named_parameters()} | dict(state.params)
-    buffers = [reference_statistics(model, params, part) for part in x.split(PART)]
+    buffers = [
+        reference_statistics(model, params, part) for part in x.tensor_split(-(-len(x) // PART))
+    ]
     truth = [
         gradient(model.train(), params, [{}] * len(buffers), x, y),
         gradient(model.eval(), params, [plain.buffers(params)] * len(buffers), x, y),
@@ -109,7 +111,9 @@ def gradient(
     """Return autograd's gradient of the mean fitness, some images at a time."""
     own = {name: p.clone().requires_grad_() for name, p in params.items()}
     kept = {name: b.clone() for name, b in model.named_buffers()}
-    for images, labels, held in zip(x.split(PART), y.split(PART), buffers, strict=True):
+    for images, labels, held in zip(
+        x.tensor_split(len(buffers)), y.tensor_split(len(buffers)), buffers, strict=True
+    ):
         logits = functional_call(model, {**own, **kept, **held}, (images,))
         (-F.cross_entropy(logits, labels, reduction="sum") / len(x)).backward()
     model.eval()

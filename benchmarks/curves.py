@@ -53,6 +53,11 @@ def at(points: Curve, seconds: int | float) -> Point | None:
     return max((p for p in points if p.seconds <= seconds), key=lambda p: p.seconds, default=None)
 
 
+def lasts(points: Curve, seconds: int | float) -> bool:
+    """Return whether a run was measured at a time or after it."""
+    return bool(points) and points[-1].seconds >= seconds
+
+
 def table(rows: Sequence[tuple[str, str, Sequence[int | float], Sequence[Curve]]]) -> str:
     """Return a line for each mark of each row, in Markdown.
 
@@ -65,7 +70,8 @@ def table(rows: Sequence[tuple[str, str, Sequence[int | float], Sequence[Curve]]
     ]
     for name, flags, marks, curves in rows:
         for mark in marks:
-            found = [point for one in curves if (point := at(one, mark)) is not None]
+            long = [one for one in curves if lasts(one, mark)]
+            found = [point for one in long if (point := at(one, mark)) is not None]
             said = ["-", "-", "-"]
             if found:
                 reached = [point.accuracy for point in found]

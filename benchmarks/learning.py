@@ -25,7 +25,7 @@ from pathlib import Path
 
 from benchmarks import glyphs
 from benchmarks.bench.experiment import matches
-from benchmarks.curves import Curve, curve, draw, levels, table
+from benchmarks.curves import Curve, curve, draw, lasts, levels, table
 
 Flags = Mapping[str, str | int | float]
 
@@ -35,13 +35,21 @@ class Row:
     """Runs of the same flags that differ by their seeds."""
 
     name: str
-    marks: tuple[int, ...]
-    """Seconds at which a run's test accuracy is read, in rising order; the last ends it."""
+    marks: Mapping[int, int]
+    """Seconds at which test accuracy is read, in rising order, and how many seeds run so long."""
     flags: Flags = field(default_factory=dict)
     """Of `tinkering evolve`, beside seed, limits, threads and data."""
     made: tuple[int, int, str] | None = None
     """Training images, test images and classes of glyphs; None for the default data."""
-    seeds: tuple[int, ...] = (0, 1, 2)
+
+    @property
+    def seeds(self) -> range:
+        """Of the runs."""
+        return range(max(self.marks.values()))
+
+    def limit(self, seed: int) -> int:
+        """Return the seconds that a seed's run takes."""
+        return max(mark for mark, seeds in self.marks.items() if seed < seeds)
 
     @property
     def said(self) -> str:
@@ -53,7 +61,7 @@ class Row:
 
     def command(self, folder: Path, seed: int, threads: int) -> list[str]:
         """Return the command of a run, which begins it or goes on with it."""
-        flags: dict[str, object] = {"seconds": self.marks[-1]}
+        flags: dict[str, object] = {"seconds": self.limit(seed)}
         if (folder / "config.json").exists():
             flags |= {"resume": folder}
         else:
@@ -69,14 +77,14 @@ class Row:
 
 
 ROWS = (
-    Row("width-8", (120, 300, 900), seeds=(0, 1, 2, 3, 4)),
-    Row("reference", (900, 1800), {"width": 64}),
-    Row("accuracy", (600,), {"fitness": "accuracy"}),
-    Row("weights", (300, 900), {"strategy": "weights"}),
-    Row("activations", (300,), {"strategy": "activations"}),
-    Row("glyphs", (300,), made=(14_400, 1_800, "all")),
-    Row("full-size", (600,), made=(60_000, 2_000, "digits")),
-    Row("grown", (600, 1800), {"width": 64, "grow-from": 8}),
+    Row("width-8", {120: 10, 300: 5, 900: 3}),
+    Row("reference", {900: 3, 1800: 3}, {"width": 64}),
+    Row("grown", {600: 3, 1800: 3}, {"width": 64, "grow-from": 8}),
+    Row("accuracy", {600: 3}, {"fitness": "accuracy"}),
+    Row("weights", {300: 3, 900: 3}, {"strategy": "weights"}),
+    Row("activations", {300: 3}, {"strategy": "activations"}),
+    Row("glyphs", {300: 3}, made=(14_400, 1_800, "all")),
+    Row("full-size", {600: 3}, made=(60_000, 2_000, "digits")),
 )
 
 
@@ -87,7 +95,7 @@ def quick(row: Row) -> Row:
     if "grow-from" in flags:
         flags["grow-from"] = 1
     made = None if row.made is None else (100, 50, row.made[2])
-    return replace(row, marks=(1, 2), flags=flags, made=made, seeds=(0,))
+    return replace(row, marks={1: 1, 2: 1}, flags=flags, made=made)
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -103,11 +111,13 @@ def main(words: Sequence[str] | None = None) -> int:
         flags.error(f"no row is called {given.rows}; --list says which there are")
     if given.list:
         for row in rows:
-            print(f"{row.name}: {row.said or 'no flags'}; {len(row.seeds)} seeds, {row.marks} s")
+            runs = ", ".join(f"{seeds} seeds {mark} s" for mark, seeds in row.marks.items())
+            print(f"{row.name}: {row.said or 'no flags'}; {runs}")
         return 0
     curves = run_all(rows, given.out, given.jobs)
-    print(f"\n{table([(row.name, row.said, row.marks, curves[row.name]) for row in rows])}")
-    print(f"\n{levels(curves)}\n\n{draw(curves, given.out / 'learning.png')}")
+    print(f"\n{table([(row.name, row.said, [*row.marks], curves[row.name]) for row in rows])}")
+    longest = {row.name: [c for c in curves[row.name] if lasts(c, max(row.marks))] for row in rows}
+    print(f"\n{levels(longest)}\n\n{draw(longest, given.out / 'learning.png')}")
     return 0 if all(len(curves[row.name]) == len(row.seeds) for row in rows) else 1
 
 
@@ -139,11 +149,11 @@ def run(row: Row, out: Path, seed: int, threads: int) -> Path | None:
     folder = out / row.name / f"seed{seed}"
     if (folder / "config.json").exists():
         require_same(row, folder)
-    if not is_complete(folder, row.marks[-1]):
+    if not is_complete(folder, row.limit(seed)):
         folder.parent.mkdir(parents=True, exist_ok=True)
         log = folder.with_suffix(".log")
         code = call(row.command(folder, seed, threads), log)
-        if code or not is_complete(folder, row.marks[-1]):
+        if code or not is_complete(folder, row.limit(seed)):
             print(f"{folder} did not come to its end, see {log}", flush=True)
             return None
     print(folder, flush=True)

@@ -57,7 +57,7 @@ def main() -> None:
     gradients = torch.cat([p.grad.flatten() for p in model.parameters()])
     print(f"norm of autograd's gradient: {gradients.norm().item()}")
 
-    # Both are evolution, with the same ask and tell; they differ in what a member is.
+    # All are evolution, with the same ask and tell; they differ in what a member is.
     on_weights = Weights(
         population=4096,
         antithetic=False,

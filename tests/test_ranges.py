@@ -32,7 +32,7 @@ from tinkering.ranges import require_at_least, require_not_negative, require_pos
             "step: needed a finite number above 0, got nan.",
         ),
         (
-            lambda: require_positive("step", 3, most=2),
+            lambda: require_positive("step", 3, most=2.0),
             "step: needed a number above 0 and at most 2, got 3.",
         ),
     ],

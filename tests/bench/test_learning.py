@@ -44,6 +44,11 @@ def test_a_mark_has_the_last_measurement_before_it(curves):
     assert [at(one, 55.0) is None for one in curves] == [False, True]
 
 
+def test_a_run_that_ended_before_a_mark_is_not_counted_there(curves):
+    lines = table([("row", "", (240.0,), [curves[0][:3], curves[1]])]).splitlines()
+    assert lines[2:] == ["| row |  | 4 | 70.0 % | 70.0 % | 130.00 million | 1 |"]
+
+
 def test_the_table_has_median_worst_and_forward_passes(curves):
     lines = table([("row", "--width 2", (55.0, 120.0), curves)]).splitlines()[2:]
     assert lines == [
@@ -78,12 +83,18 @@ def test_the_picture_is_drawn_of_rows_with_and_without_runs(curves, tmp_path):
 
 def test_no_flag_but_the_limit_depends_on_the_marks(tmp_path):
     for row in learning.ROWS:
-        longer = replace(row, marks=(*row.marks, 9999))
+        longer = replace(row, marks={**row.marks, 9999: 1})
         words = [one.command(tmp_path / "run", 0, 1) for one in (row, longer)]
         where = words[0].index("--seconds") + 1
-        assert (words[0].pop(where), words[1].pop(where)) == (str(row.marks[-1]), "9999")
+        assert (words[0].pop(where), words[1].pop(where)) == (str(max(row.marks)), "9999")
         assert words[0] == words[1]
         assert list(row.marks) == sorted(row.marks)
+        assert list(row.marks.values()) == sorted(row.marks.values(), reverse=True)
+
+
+def test_some_seeds_run_longer():
+    row = replace(ROW, marks={5: 4, 9: 2})
+    assert [row.limit(seed) for seed in row.seeds] == [9, 9, 5, 5]
 
 
 def test_a_run_of_other_flags_is_not_taken(tmp_path):

@@ -134,7 +134,7 @@ SAID = {
     "member": REFUSED,
     "materialise": REFUSED,
     "stack": REFUSED,
-    "perturb": "perturb: needed Weights or Activations, got 256.",
+    "perturb": "perturb: needed Weights, Activations or Feedback, got 256.",
     "activations y": f"targets: needed a tensor, got a list. {TENSOR}",
     "fitness none": f"{NO_FITNESS} a NoneType. {LOSS}",
     "fitness name": f"{NO_FITNESS} a str. {LOSS}",

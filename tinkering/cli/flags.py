@@ -54,24 +54,26 @@ class EvolutionStrategy:
         activations=ByFitness("raw", accuracy="relative"),
         weights="z-score",
     )
-    """How the differences of fitness are scaled. For activations: raw, or relative to the fitness
-    of the members of the same image. For weights: z-score, raw, rank or sign."""
+    """How the differences of fitness are scaled. For feedback: raw, or relative to the mean of the
+    readings of an image. For activations: raw, or relative to the fitness of the members of the
+    same image. For weights: z-score, raw, rank or sign."""
 
 
 @documented
 @dataclass(frozen=True)
 class Activations:
-    """How often the logits of a member are rated."""
+    """How outputs are read under noise."""
 
     blur: Float = flag(
         None, feedback=ByFitness(0.0, accuracy=2.0), activations=ByFitness(0.0, accuracy=2.0)
     )
-    """Standard deviation of noise on a member's logits when it is rated, which makes a slope of the
-    step from wrong to right."""
+    """Standard deviation of the noise under which outputs are read, a member's or, for feedback,
+    the centre's: it makes a slope of the step from wrong to right. With 0, feedback takes --sigma
+    times what an image's outputs differ by, and activations none."""
     readings: Integer = flag(
         None, feedback=ByFitness(64, accuracy=1024), activations=ByFitness(1, accuracy=1024)
     )
-    """Times that a member's logits are rated, each with other noise."""
+    """Times that outputs are read, each with other noise."""
 
 
 @documented
@@ -87,14 +89,15 @@ class Feedback:
 @documented
 @dataclass(frozen=True)
 class Networks:
-    """Every member is a network of its own."""
+    """Which images a generation sees, and how batch norms see them."""
 
     images: Integer = flag(None, check=ranges.at_least_one, feedback=128, weights=1, genetic=64)
-    """Images that a member sees in a generation; for feedback, that a generation has."""
+    """Images that a member sees in a generation; for feedback, that the centre sees."""
     statistics: Annotated[Statistics | None, choices(Statistics)] = flag(
         None, feedback="renewed", weights="fixed", genetic="fixed"
     )
-    """BatchNorm's mean and variance: from the start, or from each generation."""
+    """BatchNorm's mean and variance: from the start, or from each generation; for feedback, from
+    up to 64 images that are evaluated together."""
 
 
 @documented

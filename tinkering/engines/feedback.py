@@ -4,8 +4,9 @@ What a layer's noise does to the outputs of an image is their Jacobian, seen thr
 Its average over images, where rectifiers are open, changes slowly, so it is known from the
 members of many generations. How fitness changes with the outputs is found by noise on those,
 which costs no forward pass. The product of both estimates how fitness changes with the layer's
-result, and with the layer's input how it changes with the weights. No derivative is taken of the
-module or of the fitness.
+result, and with the layer's input how it changes with the weights. No derivative is taken through
+the module or of the fitness. Inside a layer, what its weights, its norm and its rectifier do is
+known exactly, and used.
 
 Feedback weights that are learned by node perturbation: Lansdell, Prakash and Kording 2020,
 "Learning to solve the credit assignment problem" (arXiv 1906.00889).

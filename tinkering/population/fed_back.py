@@ -16,9 +16,10 @@ from tinkering.ranges import require_at_least
 class FedBackActivations(PerturbedActivations):
     """Members that tell what a layer does to the outputs, not what it is worth.
 
-    Examples are evaluated in parts of 64. A part has members at one layer in `every`, another one
-    in each part and generation. They are those of `PerturbedActivations`, but that noise is one
-    sign for a cell, which is a channel's pixels in a small square, and that no member is rated:
+    Examples are evaluated in parts of at most 64, alike in size. A part has members at one layer
+    in `every`, another one in each part and generation. They are those of `PerturbedActivations`,
+    but that noise is one sign for a cell, which is a channel's pixels in a small square, or its
+    positions in a part of a sequence, and that no member is rated:
     what its noise did to the outputs is correlated with the noise, and averaged over members and
     generations. That is an average Jacobian, ``learned``. What outputs are worth is found by noise
     on the centre's own outputs, `readings` times an example, which costs no forward pass.
@@ -26,7 +27,7 @@ class FedBackActivations(PerturbedActivations):
     Args:
         learned: by layer, ``[outputs + 1, cells]``: the mean of response times noise, and in the
             last row that of the noise squared; empty at the beginning.
-        cells: signs that a layer's noise has at most, as long as pixels can share them.
+        cells: signs that a layer's noise has at most, but one a channel at least.
         every: one layer in so many is tried in a part, at least 1.
         renewed: whether batch norms compute with the statistics of each part of the examples.
             Then a step leaves out what they would undo.

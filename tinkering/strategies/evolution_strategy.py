@@ -1,6 +1,6 @@
 """Evolution strategy: a centre follows the fitness differences of its members.
 
-What is perturbed, weights or activations, is an argument: `Weights`, `Activations`.
+What is perturbed, weights or activations, is an argument: `Weights`, `Activations`, `Feedback`.
 """
 
 from __future__ import annotations
@@ -62,10 +62,10 @@ class EvolutionStrategy:
     noisy, so the average is better than the latest centre.
 
     Args:
-        perturb: what members differ in, and how: `Weights` or `Activations`.
+        perturb: what members differ in, and how: `Weights`, `Activations` or `Feedback`.
         learning_rate: the optimiser's step, or a schedule of it. With Adam it is about the
             change of a parameter in a generation. By default 0.03 for weights, 0.004 for
-            activations.
+            activations and feedback.
         decay: generations until the step begins to shrink: in generation g it is
             ``learning_rate / sqrt(1 + g / decay)``. The estimate is so noisy that a step
             which is right early on leads nowhere later. A schedule replaces it.
@@ -73,8 +73,8 @@ class EvolutionStrategy:
             (excluded); early on it is less, so that the random start is forgotten.
         shaping: what fitness differences are worth: see `tinkering.strategies.shaping`.
             ``"raw"``, ``"z-score"``, ``"rank"`` or ``"sign"`` for weights, where ``"z-score"`` is
-            the default; ``"raw"``, the default, or ``"relative"`` for activations. With
-            ``"raw"`` the optimiser is handed the gradient itself, in fitness per unit of a
+            the default; ``"raw"``, the default, or ``"relative"`` for activations and feedback.
+            With ``"raw"`` the optimiser is handed the gradient itself, in fitness per unit of a
             parameter; with the others its length says nothing.
         seed: of the noise, 0 to 2^64 - 1.
         optimiser: makes the optimiser, as ``optimiser(params, learning_rate)``: a class of
@@ -112,7 +112,7 @@ class EvolutionStrategy:
 
     def __post_init__(self) -> None:
         if not isinstance(self.perturb, Perturbation):
-            raise ArgumentError("perturb", "Weights or Activations", repr(self.perturb))
+            raise ArgumentError("perturb", "Weights, Activations or Feedback", repr(self.perturb))
         for name in ("learning_rate", "decay"):
             value = getattr(self, name)
             if value is not None and not callable(value):

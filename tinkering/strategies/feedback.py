@@ -32,15 +32,16 @@ class Feedback:
     Args:
         sigma: size of a perturbation by that of the layer's activation, or a schedule of it.
         samples: perturbations, at each layer, of each example that has some.
-        every: a layer's noise is tried by one part of the examples in so many, another layer's by
-            each; see `FedBackActivations`.
-        cells: signs of noise that a layer has at most: pixels share them where it has more
-            numbers.
-        window: how much is averaged: as many members as `window` times what an estimate of the
-            average Jacobian needs at least, its cells.
-        readings: noisy readings of each example's outputs, for what they are worth; at least 2.
-        blur: standard deviation of the noise on outputs. 0, the default, is `sigma` times the
-            spread of an example's outputs; a fitness that is a step needs more.
+        every: each part of the examples tries one layer in so many, another one in each part and
+            generation; see `FedBackActivations`.
+        cells: signs of noise that a layer has at most, unless it has more channels: pixels, or
+            positions, of a channel share them where it has more numbers.
+        window: length of the running mean, in multiples of a layer's number of cells.
+        readings: noisy readings of each example's outputs, from which the slope of the fitness is
+            estimated; at least 2.
+        blur: standard deviation of the noise on outputs. 0, the default, is `sigma` times what an
+            example's outputs differ by, or, of a single output, what examples differ by, and
+            0.001 times `sigma` at least; a fitness that is a step needs more.
 
     Raises:
         ArgumentError: (a ``ValueError``) one of these is out of range.

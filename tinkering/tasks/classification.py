@@ -55,9 +55,11 @@ class Classification:
     - ``"fixed"``: the mean and variance that the given model has on training images, for
       good: a layer is then a scale and a shift that do not move, and what a member is rated
       for is what the centre gets.
-    - ``"renewed"``: the centre's on training images drawn for the generation. Whatever a step
-      does to a layer's mean and scale is undone by the next generation's statistics, though
-      members are rated for it: such a step mostly does what is undone (``docs/recipes.md``).
+    - ``"renewed"``: for `FedBackActivations`, those of the images that are evaluated together,
+      up to 64 of them; the estimate leaves out what they undo. For others the centre's on
+      training images drawn for the generation. Whatever a step does to a layer's mean and scale
+      is undone by the next generation's statistics then, though members are rated for it: such
+      a step mostly does what is undone (``docs/batchnorm.md``).
 
     Args:
         model: the architecture, put into eval mode; parameters that a population does not
