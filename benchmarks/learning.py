@@ -78,9 +78,9 @@ class Row:
 
 ROWS = (
     Row("width-8", {120: 10, 300: 5, 900: 3}),
-    Row("reference", {900: 3, 1800: 3}, {"width": 64}),
-    Row("grown", {600: 3, 1800: 3}, {"width": 64, "grow-from": 8}),
-    Row("accuracy", {600: 3}, {"fitness": "accuracy"}),
+    Row("reference", {300: 3, 900: 3, 1800: 3}, {"width": 64}),
+    Row("grown", {300: 3, 600: 3, 1800: 3}, {"width": 64, "grow-from": 8}),
+    Row("accuracy", {300: 3, 600: 3}, {"fitness": "accuracy"}),
     Row("weights", {300: 3, 900: 3}, {"strategy": "weights"}),
     Row("activations", {300: 3}, {"strategy": "activations"}),
     Row("glyphs", {300: 3}, made=(14_400, 1_800, "all")),
