@@ -8,6 +8,8 @@ from small_nets import inputs_for, make, normalised_perceptron, perceptron
 from torch import nn
 
 from tinkering.errors import ArgumentError, UnsupportedLayerError
+from tinkering.evaluation.batchnorm import Reference
+from tinkering.evaluation.entry import evaluate
 
 
 @pytest.mark.parametrize("evaluation_of", [fed_back.evaluation_of, perturbed.evaluation_of])
@@ -61,6 +63,16 @@ def test_outputs_that_are_almost_nothing_are_moved_by_more_than_rounding():
 
 
 class TestRenewedStatistics:
+    def test_beside_those_of_other_examples(self):
+        model, x = make(normalised_perceptron, seed=2), inputs_for(normalised_perceptron, 6)
+        population = fed_back.fed_back(model, x, renewed=True)
+        with pytest.raises(ArgumentError) as caught:
+            evaluate(model, population, x, perturbed.labels_for(x), norm=Reference(x))
+        assert str(caught.value) == (
+            'norm: needed "running", as statistics are renewed, got statistics from elsewhere. '
+            "Or take renewed=False."
+        )
+
     def test_of_a_single_number_a_channel(self):
         model = make(normalised_perceptron, seed=2)
         with pytest.raises(ArgumentError) as caught:

@@ -8,6 +8,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from tinkering.errors import ArgumentError
 from tinkering.population.perturbed_activations import PerturbedActivations
 from tinkering.ranges import require_at_least
 
@@ -47,6 +48,17 @@ class FedBackActivations(PerturbedActivations):
     def __post_init__(self) -> None:
         super().__post_init__()
         require_at_least(1, cells=self.cells, every=self.every)
+
+    def with_buffers(self, buffers: Mapping[str, Tensor]) -> PerturbedActivations:
+        """Return the same members with other buffers.
+
+        Raises:
+            ArgumentError: (a ``ValueError``) statistics are renewed, so that nothing reads them.
+        """
+        if self.renewed:
+            needed, advice = '"running", as statistics are renewed', "Or take renewed=False."
+            raise ArgumentError("norm", needed, "statistics from elsewhere", advice)
+        return super().with_buffers(buffers)
 
     @property
     def likeness(self) -> Hashable:
