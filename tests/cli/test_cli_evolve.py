@@ -154,7 +154,7 @@ class TestEvolve:
                 assert {seen[fitness][name] for fitness in seen} == {8 if name != "decay" else 7}
             elif strategy in known.defaults:
                 for fitness, config in seen.items():
-                    assert config[name] == known.default(strategy, fitness, 2)
+                    assert config[name] == known.default(strategy, fitness, 2, config)
             elif known.defaults:  # of another strategy
                 assert seen["accuracy"][name] in (None, False)
 

@@ -61,11 +61,11 @@ def resolve(given: Mapping[str, Any], dataset: Dataset) -> dict[str, Any]:
     found = dict(given)
     # Defaults that divide another flag come last: its own default may be what they divide.
     for dependent in (False, True):
-        for name, known in facts(Flags).items():
-            if given[name] is None and known.depends(strategy) == dependent:
-                found[name] = known.default(strategy, fitness, width, found)
+        for flag, known in facts(Flags).items():
+            if given[flag] is None and known.depends(strategy) == dependent:
+                found[flag] = known.default(strategy, fitness, width, found)
     return {
-        **{name: found[name] for name, known in facts(Flags).items() if known.saved},
+        **{flag: found[flag] for flag, known in facts(Flags).items() if known.saved},
         "seconds": DEFAULT_SECONDS if without_limit else given["seconds"],
         "grow_every": every,
         "out": str(given["out"] or Path("runs", re.sub(r"[^\w.-]+", "-", name))),
