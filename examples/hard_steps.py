@@ -73,13 +73,14 @@ def main() -> None:
     feedback = EvolutionStrategy(
         Feedback(sigma=0.3),
         learning_rate=0.004,
-        averaging=0.99,
+        decay=300,
+        averaging=0.997,
         optimiser=partial(torch.optim.Adam, betas=(0.9, 0.99)),
     )
     ways = [
         ("noise on weights", weights, Classification(model, digits, group=8), 300),
         ("noise on activations", activations, Classification(model, digits, batch=256), 400),
-        ("learned feedback", feedback, Classification(model, digits, batch=256, shift=2), 800),
+        ("learned feedback", feedback, Classification(model, digits, batch=256, shift=2), 4000),
     ]
     improved = True
     for name, strategy, task, generations in ways:
