@@ -23,11 +23,10 @@ from torch.func import functional_call
 
 from tinkering import Activations, Classification, EvolutionStrategy, Feedback, fastest_dtype
 from tinkering.data import load
-from tinkering.evaluation.batchnorm import norm_scales, reference_statistics
+from tinkering.evaluation.batchnorm import norm_scales
 from tinkering.models import BasicBlock, SimpleResNet
 from tinkering.strategies.evolution_strategy import EvolutionState
 
-PART = 64
 LEARNS_FIRST = 200
 ADAM = partial(torch.optim.Adam, betas=(0.9, 0.99))
 
@@ -86,12 +85,10 @@ def compare(
         plain.evaluate(activations.ask(at), 10**6).gradient,
     ]
     params = {n: p.detach() for n, p in model.named_parameters()} | dict(state.params)
-    buffers = [
-        reference_statistics(model, params, part) for part in x.tensor_split(-(-len(x) // PART))
-    ]
+    parts = feedback.ask(at).parts(len(x))  # the norms' statistics are each part's
     truth = [
-        gradient(model.train(), params, [{}] * len(buffers), x, y),
-        gradient(model.eval(), params, [plain.buffers(params)] * len(buffers), x, y),
+        gradient(model.train(), params, {}, parts, x, y),
+        gradient(model.eval(), params, plain.buffers(params), parts, x, y),
     ]
     print(f"\nwidth {given.width}, after {state.generation} generations, {given.images} images")
     print("| weight | feedback | noise on activations |\n|---|---|---|")
@@ -104,18 +101,17 @@ def compare(
 def gradient(
     model: nn.Module,
     params: Mapping[str, Tensor],
-    buffers: list[dict[str, Tensor]],
+    buffers: Mapping[str, Tensor],
+    parts: list[slice],
     x: Tensor,
     y: Tensor,
 ) -> dict[str, Tensor]:
     """Return autograd's gradient of the mean fitness, some images at a time."""
     own = {name: p.clone().requires_grad_() for name, p in params.items()}
     kept = {name: b.clone() for name, b in model.named_buffers()}
-    for images, labels, held in zip(
-        x.tensor_split(len(buffers)), y.tensor_split(len(buffers)), buffers, strict=True
-    ):
-        logits = functional_call(model, {**own, **kept, **held}, (images,))
-        (-F.cross_entropy(logits, labels, reduction="sum") / len(x)).backward()
+    for part in parts:
+        logits = functional_call(model, {**own, **kept, **buffers}, (x[part],))
+        (-F.cross_entropy(logits, y[part], reduction="sum") / len(x)).backward()
     model.eval()
     return {name: p.grad for name, p in own.items() if p.grad is not None}
 

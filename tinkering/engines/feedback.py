@@ -42,7 +42,7 @@ from tinkering.engines.rating import Rater, rated
 from tinkering.engines.thread_pool import map_in_order
 from tinkering.errors import ArgumentError, UnsupportedLayerError
 from tinkering.graph.branch import for_each_example
-from tinkering.graph.program import Program, name_of
+from tinkering.graph.program import NORM, Program, name_of
 from tinkering.graph.runner import FusedCall, Runner
 from tinkering.graph.signature import Batch
 from tinkering.layers.renewed import RenewedLayers, norm_of, statistics_of
@@ -150,7 +150,7 @@ class Feedback(Activations):
 def _require_fused_norms(steps: Program) -> None:
     """Refuse norms whose statistics nothing here would renew."""
     for node in steps.plain:
-        if "batch_norm" in str(node.target):
+        if node.target is NORM:
             operation = "a batch norm whose weights are computed, under renewed statistics"
             raise UnsupportedLayerError(node.name, operation)
 
